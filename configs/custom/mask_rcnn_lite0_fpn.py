@@ -6,7 +6,8 @@
     d2ext train "$CONFIG" --eval-only --weights best "${DATA[@]}"
 
 Annotations are in COCO, VIA or MMDetection's middle format; the classes come from the files.
-`--dry-run` prints what was found.
+`--dry-run` prints what was found, and what `data.auto` chooses for it: image sizes, anchors, batch
+size, length and sampling. The values below are those of data to which it changes nothing.
 
 Reference: 1 worker x 4 images, AdamW 5e-4, as in the balloon recipe. Only the augmentation differs:
 it uses entire photos, because not all objects are small enough for crops. The package
@@ -19,6 +20,9 @@ from ..common.models.mask_rcnn_lite0_fpn import model
 from ..common.optim import AdamW as optimizer
 from ..common.schedule import cosine as lr_multiplier
 from ..common.train import train
+
+data.auto = True
+data.recipe = "custom/mask_rcnn_lite0_fpn.py"
 
 # These short sides suit the model's anchors (16 to 384); a step takes about 2 s on a CPU.
 dataloader.train.mapper.augmentations[0].short_edge_length = [320, 352, 384, 416, 448, 480]

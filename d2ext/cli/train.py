@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         train.dist.port,
     )
 
-    from d2ext.engine.dry_step import dry_step
+    from d2ext.engine.dry_step import dry_step, measure_speed
     from d2ext.engine.worker import RankTask, run_rank
     from d2ext.launch.command import describe_run
     from d2ext.launch.device import choose_device
@@ -120,9 +120,9 @@ def run(args: argparse.Namespace) -> int:
         args.weights = usual_weights(out)
     gpus = dict(num_gpus=topology.per_machine, gpu_each=topology.launcher == "srun")
     options = {name: getattr(args, name) for name in PLANNED} | gpus
-    options["world_size"] = topology.world_size
+    options |= {"world_size": topology.world_size, "since": started}
     plans = topology.rank == 0 and (topology.launcher == "self" or args.dry_run)
-    plan = plan_run(cfg, command.name, **options) if plans else None
+    plan = plan_run(cfg, command.name, measure=measure_speed, **options) if plans else None
     if args.dry_run:
         dry_step(cfg, plan)
         return 0

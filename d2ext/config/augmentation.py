@@ -60,7 +60,7 @@ def with_augmentation(cfg: Any) -> Any:
         found = _preset(field, entry, cfg) if isinstance(entry, str) else [_call(field, entry)]
         added += found
         places += [field] * len(found)
-    kept = [a for a in mapper.augmentations if _sets_size(a)]
+    kept = [a for a in mapper.augmentations if sets_size(a)]
     mapper.augmentations = [*kept, *added]
     for field, node in zip(places, mapper.augmentations[len(kept) :], strict=True):
         _set_image_format(node, _image_format(cfg))
@@ -229,7 +229,8 @@ def _reads_masks(cfg: Any) -> bool:
     return returns_masks(cfg.model) and bool(cfg.dataloader.train.mapper.get("use_instance_mask"))
 
 
-def _sets_size(augmentation: Any) -> bool:
+def sets_size(augmentation: Any) -> bool:
+    """Return whether an augmentation of a config sets the size of images, by its name."""
     return any(part in _name(node) for node in _nodes(augmentation) for part in _SIZES)
 
 

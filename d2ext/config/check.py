@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from d2ext.config.by_hand import check_by_hand
 from d2ext.config.flatten import flatten
 from d2ext.config.options import FEWEST_RESAMPLES, WRITERS, Accepts, train_options
 from d2ext.errors import UserError
@@ -17,6 +18,7 @@ _SHARED = ("model", "optimizer", "lr_multiplier", "train")
 _OF_A_MACHINE = ("train.output_dir", "train.init_checkpoint", "train.device", "train.dist")
 # Fields that may change on resume without changing the result.
 _BESIDE_TRAINING = (
+    "train.budget",
     "train.eval_period",
     "train.checkpointer",
     "train.log_period",
@@ -35,6 +37,9 @@ _BESIDE_TRAINING = (
 # Fields outside `train` that d2ext reads.
 _OTHERS = {
     "data.augmentation": Accepts((str, list), True, PRESETS),
+    "data.auto": Accepts((bool,)),
+    "data.recipe": Accepts((str,), True),
+    "data.by_hand": Accepts((list,)),
     "optimizer.lr": Accepts((int, float), above=0),
     "dataloader.train.total_batch_size": Accepts((int,), least=1),
     "dataloader.train.num_workers": Accepts((int,), least=0),
@@ -79,6 +84,7 @@ def check_config(cfg: Any) -> None:
     for i, pattern in enumerate(found.get("train.freeze", ())):
         if not isinstance(pattern, str):
             raise UserError(f"train.freeze[{i}]={pattern!r}: takes str, the name of a module")
+    check_by_hand(found.get("data.by_hand", ()))
     for i, hook in enumerate(found.get("train.hooks", ())):
         if not _is_call(hook):
             raise UserError(f"train.hooks[{i}]={hook!r}: takes a dict with the _target_ of a hook")

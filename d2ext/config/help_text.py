@@ -38,6 +38,16 @@ _HELP = {
         "str, list or null",
         "none, light, strong, aerial, or a list of augmentations; None: the recipe's own",
     ),
+    "data.auto": (
+        "",
+        "choose image sizes, anchors, batch, length and sampling from the training data, except for"
+        " what you set",
+    ),
+    "data.recipe": (
+        "str or null",
+        "recipe whose values count as not set by you; None: only overrides count as set",
+    ),
+    "data.by_hand": ("", "keys that you have set; overrides are added"),
     "data.palette": ("list or null", "[[220, 20, 60], ...]: one color per class, for pictures"),
     "dataloader.test": ("dict or null", "like val, for --eval-only; None: use val"),
     "dataloader.tta.min_sizes": ("", "short sides in pixels; each one is evaluated"),

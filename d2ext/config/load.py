@@ -11,6 +11,7 @@ from typing import Any
 from d2ext._compat import innermost_config
 from d2ext.config.adapters import lazy, yacs
 from d2ext.config.adapters.own_data import names_own_data, splits_own_data, use_own_data
+from d2ext.config.by_hand import record_by_hand
 from d2ext.config.check import SECTIONS, check_config
 from d2ext.config.mmdetection.read import is_mmdetections
 from d2ext.config.options import Dist
@@ -72,6 +73,7 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
         use_own_data(cfg, execute_config(_OWN_DATA), overrides)
     before, warmup = _lengths(cfg), _warmup(cfg)
     apply_overrides(cfg, overrides)
+    record_by_hand(cfg, overrides)
     splits_own_data(cfg)
     if warmup and _warmup(cfg) and cfg.lr_multiplier.warmup_length == warmup[0]:
         cfg.train.warmup_iters = warmup[1]

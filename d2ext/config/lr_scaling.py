@@ -222,14 +222,23 @@ def _batch_size(
 
 
 def _rule(cfg: Any, options: TrainOptions) -> tuple[str, tuple[str, ...]]:
-    target = cfg.optimizer.get("_target_", "")
-    name = getattr(target, "__name__", str(target)).rpartition(".")[2]
-    suits = "sqrt" if _ADAPTIVE.search(name) else "linear"
+    name = _optimizer_name(cfg.optimizer)
+    suits = "sqrt" if is_adaptive(cfg.optimizer) else "linear"
     rule = options.auto_scale_lr.rule or suits
     if rule not in ("linear", "sqrt"):
         raise UserError(f"train.auto_scale_lr.rule={rule!r}: give linear or sqrt")
     warning = f"train.auto_scale_lr.rule={rule} with {name}: {suits} suits it better"
     return rule, (warning,) if rule != suits else ()
+
+
+def is_adaptive(optimizer: Any) -> bool:
+    """Return whether the optimizer of a config belongs to the Adam family."""
+    return bool(_ADAPTIVE.search(_optimizer_name(optimizer)))
+
+
+def _optimizer_name(optimizer: Any) -> str:
+    target = optimizer.get("_target_", "")
+    return getattr(target, "__name__", str(target)).rpartition(".")[2]
 
 
 def _learning_rates(optimizer: Any, factor: float) -> _Plan:

@@ -261,6 +261,11 @@ class TrainOptions:
         None, "length in epochs; set this or max_iter, overriding one clears the other", above=0
     )
     max_iter: int | None = _option(None, "length in iterations", least=1)
+    budget: str | None = _option(
+        None,
+        'time for the whole run, such as "10 min" or "1h30m"; steps are timed before training, and'
+        " the length is chosen so that the run fits",
+    )
     eval_period: int | str | None = _option(
         "1 epoch",
         'iterations, or "N epochs", between evaluations; 0 disables periodic evaluation',

@@ -1,4 +1,4 @@
-"""Run one training step on a small image before training, and explain errors of the first step.
+"""Run steps before training: one on a small image to find errors, or several to measure the speed.
 
 Most inconsistent fields of a model's config cause errors only in the first step, deep inside torch.
 `misfits_explained` names the fields around the module that fails.
@@ -8,15 +8,19 @@ import contextlib
 import copy
 import logging
 import os
+import statistics
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import detectron2.data.transforms as T
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
+from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, ListConfig
 from torch import nn
@@ -35,16 +39,22 @@ from d2ext.engine.builders import (
     build_optimizer,
     build_suite,
     build_train_loader,
+    channels_last_pays,
+    untested_packages,
 )
 from d2ext.engine.losses import losses_of
 from d2ext.engine.resource_errors import batch_words, is_resource_error, resource_errors_explained
-from d2ext.engine.techniques import autocast
+from d2ext.engine.techniques import autocast, use_channels_last
 from d2ext.errors import UserError, config_errors, format_exception
+from d2ext.evaluation.suite import test_sets
+from d2ext.evaluation.validation_loss import loss_loader
 from d2ext.launch.failures import describe_failure
+from d2ext.preflight.budget import Speed, Workload
 from d2ext.preflight.plan import Plan
 
 logger = logging.getLogger(__name__)
 
+_WARMUP, _STEPS, _IMAGES = 2, 5, 4  # to time, with images of each validation set
 _CELLS = 2  # cells per side of the coarsest level, because BatchNorm needs more than one value
 _STRIDE = 64  # of the coarsest level, if the backbone does not state it
 _MAX_SHOWN = 12
@@ -100,6 +110,148 @@ def dry_step(cfg: Any, plan: Plan | None) -> None:
     logger.info(
         "dry step    forward and backward on %d x %d pixels: %.1f s", height, width, seconds
     )
+
+
+def measure_speed(work: Workload) -> Speed:
+    """Time training steps and evaluated images as in the run, on this process's share of a batch.
+
+    The model has random weights, which do not change, and is discarded; random number generators
+    are restored. The exchange of gradients between processes is not included.
+
+    Args:
+        work: What the run computes.
+
+    Raises:
+        UserError: A part of the run cannot be built or fails, or the processes have already met and
+            the model's forward pass may communicate.
+    """
+    joined = comm.get_world_size() > 1
+    options = TrainOptions.from_config(work.cfg.train)
+    cfg = copy.deepcopy(work.cfg)
+    processes = 1 if joined else work.world_size  # a loader takes its rank's share itself
+    batch = cfg.dataloader.train.get("total_batch_size")
+    if processes > 1 and batch:  # a loader of your own may have none
+        cfg.dataloader.train.total_batch_size = batch // processes
+    if joined:  # the other ranks wait for the plan and do not answer
+        cfg.train.channels_last = bool(options.channels_last)
+        cfg.train.sync_bn = False
+    plan = Plan(Path(), work.device, list(work.classes), {}, None, "", None, None, [])
+    logger.info("budget      timing %d steps and %d evaluated images", _STEPS, _IMAGES)
+    with generators_seeded(0), EventStorage(), _threads_of_one(1 if joined else work.here):
+        started = time.perf_counter()
+        model = build_model(cfg, plan).train()
+        if joined:
+            _refuse_communication(model)
+            if options.channels_last is None and channels_last_pays(work.device, model):
+                use_channels_last(model)
+        steps = _step_times(cfg, work, model)
+        first = time.perf_counter() - started - sum(steps)
+        evaluation = _evaluation_time(cfg, work, model) / processes if work.evaluates else 0.0
+    if work.device == "cuda":
+        torch.cuda.empty_cache()
+    return Speed(first, statistics.median(steps), evaluation)
+
+
+def _step_times(cfg: Any, work: Workload, model: nn.Module) -> list[float]:
+    """Return the seconds of some optimizer steps, with the time to wait for their data."""
+    options = TrainOptions.from_config(cfg.train)
+    optimizer, precision = build_optimizer(cfg, model), autocast(options.amp, work.device)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # random weights stay finite
+    batches = iter(build_train_loader(cfg, 0, work.dataset))
+    batch: list[dict] = []
+    memory = resource_errors_explained(
+        lambda: f"while steps are timed ({batch_words(batch)})",
+        "lower dataloader.train.total_batch_size, or use smaller images"
+        " (dataloader.train.mapper.augmentations)",
+        "dataloader.train.num_workers",
+    )
+    times = []
+    try:
+        with memory, misfits_explained(cfg, model):
+            for _ in range(_WARMUP + _STEPS):
+                start = time.perf_counter()
+                for _ in range(options.accumulate):
+                    batch = next(batches)
+                    with precision():
+                        losses = losses_of(model(batch))
+                    sum(losses.values()).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                _synchronize(work.device)
+                times.append(time.perf_counter() - start)
+    except FloatingPointError as e:
+        raise UserError(
+            f"train.budget: the steps to be timed fail with random weights ({e}); set"
+            " train.max_epochs instead"
+        ) from e
+    finally:
+        if hasattr(batches, "close"):  # ends the loader's workers
+            batches.close()
+    return times[_WARMUP:]
+
+
+def _evaluation_time(cfg: Any, work: Workload, model: nn.Module) -> float:
+    """Return the seconds of an evaluation of all validation sets, extrapolated from some images."""
+    options, total = TrainOptions.from_config(cfg.train), 0.0
+    precision = autocast(options.amp, work.device)
+
+    def inference(batch: list[dict]) -> None:
+        model.eval()
+        model(batch)
+
+    def loss(batch: list[dict]) -> None:
+        model.train()
+        model(batch)
+
+    for name in test_sets(cfg.dataloader.val):
+        one_set = copy.deepcopy(cfg.dataloader.val)  # keeps its parent, for interpolations
+        one_set.dataset.names, one_set.num_workers = name, 0
+        with config_errors("dataloader.val"):
+            loaders = [(instantiate(one_set), inference)]
+        if name in work.losses:
+            loaders.append((loss_loader(cfg.dataloader, name), loss))
+        for loader, run in loaders:
+            times = []
+            batches = iter(loader)
+            with torch.no_grad(), precision():
+                for _ in range(min(_IMAGES + 1, len(loader))):
+                    start = time.perf_counter()
+                    run(next(batches))
+                    _synchronize(work.device)
+                    times.append(time.perf_counter() - start)
+            if hasattr(batches, "close"):
+                batches.close()
+            total += statistics.median(times[1:] or times or [0.0]) * len(loader)
+    return total
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def _threads_of_one(processes: int) -> Iterator[None]:
+    """Use the threads that one of several processes on this machine gets."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads // processes, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _refuse_communication(model: nn.Module) -> None:
+    """Raise a UserError if a forward pass of the model may wait for the other ranks."""
+    package = next(iter(untested_packages(model)), None)
+    syncs = any(isinstance(m, nn.SyncBatchNorm | NaiveSyncBatchNorm) for m in model.modules())
+    if package or syncs:
+        what = f"modules of {package}" if package else "BatchNorm over all workers"
+        raise UserError(
+            f"train.budget cannot time a model with {what} in ranks that torchrun or srun started;"
+            " set train.max_epochs instead"
+        )
 
 
 @contextlib.contextmanager

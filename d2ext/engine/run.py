@@ -20,10 +20,12 @@ from d2ext.checkpoint.fingerprint import fingerprint, warn_of_changes
 from d2ext.checkpoint.hook import CheckpointHook
 from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.config.augmentation import with_augmentation
+from d2ext.config.choices import with_choices
 from d2ext.config.lr_scaling import scale_config
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
+from d2ext.data.fitting.fit import AUTO
 from d2ext.data.splitting.own_data import SPLIT
 from d2ext.engine.builders import (
     build_hooks,
@@ -93,7 +95,8 @@ class Run:
 
     Attributes:
         output_dir: Run directory, or `eval` in it for an evaluation.
-        original_cfg: Config as passed by the caller, which is saved.
+        original_cfg: Config as passed by the caller, with the values that the plan chose for it;
+            it is saved.
         cfg: Config with the values of this run's world size, set by `setup`.
         options: Section `train` of the config, set by `setup`.
         schedule: Schedule of training; None for an evaluation.
@@ -129,7 +132,7 @@ class Run:
         signals: StopSignals,
         hooks: Sequence[HookBase] = (),
     ):
-        self.original_cfg = cfg
+        self.original_cfg = with_choices(cfg, plan.fitted.applied) if plan.fitted else cfg
         self.plan = plan
         self.command = command
         self.signals = signals
@@ -344,6 +347,8 @@ class Run:
             write_record(out / "scaling.json", plan.scaling)
         if plan.split and not plan.eval_only:
             write_record(out / SPLIT, plan.split)
+        if plan.fitted and not plan.eval_only:
+            write_record(out / AUTO, plan.fitted)
         write_run_info(out, self._run_info())
         file = out / "results.json"
         if plan.eval_only:

@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from d2ext.config.check import shared_fields
 from d2ext.config.load import load_config
 from d2ext.config.options import TrainOptions
+from d2ext.engine.dry_step import measure_speed
 from d2ext.engine.run import Run
 from d2ext.engine.techniques import deterministic
 from d2ext.errors import UserError
@@ -74,7 +75,9 @@ def execute(
     """
     if comm.get_world_size() > 1:
         _check_same_config(cfg)
-    plan = broadcast_from_rank0(lambda: plan or plan_run(cfg, command.name, **options))
+    plan = broadcast_from_rank0(
+        lambda: plan or plan_run(cfg, command.name, measure=measure_speed, **options)
+    )
     run = Run(cfg, plan, command, signals, hooks)
     with deterministic(TrainOptions.from_config(cfg.train).deterministic):
         if plan.eval_only:

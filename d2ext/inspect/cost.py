@@ -21,7 +21,6 @@ from PIL import Image
 from torch import nn
 
 from d2ext.config.options import TrainOptions
-from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.loading.sample_errors import (
     Failure,
     ReportFailures,
@@ -35,6 +34,7 @@ from d2ext.engine.resource_errors import resource_errors_explained
 from d2ext.engine.techniques import autocast
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import test_sets
+from d2ext.inspect.samples import planned_config
 from d2ext.launch.device import choose_device
 from d2ext.preflight.plan import Plan
 from d2ext.text import shortened
@@ -65,7 +65,7 @@ def analyze(cfg: Any) -> Iterator[str]:
     device, description = choose_device(options.device, 1)
     yield f"device      {description}"
     with tempfile.TemporaryDirectory() as folder, generators_seeded(0):
-        record, classes, source = _record(cfg, Path(folder))
+        cfg, record, classes, source = _record(cfg, Path(folder))
         yield f"image       {source}"
         model = build_model(cfg, Plan(Path(), device, classes, {}, None, "", None, None, []))
         yield from _parameters(model)
@@ -80,10 +80,10 @@ def analyze(cfg: Any) -> Iterator[str]:
         yield f"FLOPs       {_flops(model.eval(), sample)}"
 
 
-def _record(cfg: Any, folder: Path) -> tuple[dict, list[str], str]:
-    """Return a dataset dict, the class names, and a description of the image."""
+def _record(cfg: Any, folder: Path) -> tuple[Any, dict, list[str], str]:
+    """Return the config as a run uses it, a dataset dict, the classes, and the image's name."""
     try:
-        register_run_datasets(cfg)
+        cfg = planned_config(cfg)
         names = test_sets(cfg.dataloader.get("val") or cfg.dataloader.train)
         if not names:
             raise UserError("the loader has no dataset.names")
@@ -98,9 +98,11 @@ def _record(cfg: Any, folder: Path) -> tuple[dict, list[str], str]:
     except UserError as e:
         record = _random_record(folder)
         reason = str(e.__cause__ or e).partition(";")[0]
-        return record, _CLASSES, f"a random photo of {_WIDTH} x {_HEIGHT}, without data: {reason}"
+        source = f"a random photo of {_WIDTH} x {_HEIGHT}, without data: {reason}"
+        return cfg, record, _CLASSES, source
     # Datasets for semantic segmentation have only `stuff_classes`.
-    return record, list(MetadataCatalog.get(name).get("thing_classes", ())), record["file_name"]
+    classes = list(MetadataCatalog.get(name).get("thing_classes", ()))
+    return cfg, record, classes, record["file_name"]
 
 
 def _random_record(folder: Path) -> dict:

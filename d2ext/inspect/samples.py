@@ -12,11 +12,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from d2ext.config.augmentation import with_augmentation
+from d2ext.config.choices import with_choices
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.loading.loader import Loader, build_test_loader
 from d2ext.data.prepare.cityscapes import require_cityscapes
 from d2ext.data.splitting.own_data import kept_split
 from d2ext.errors import UserError, config_errors
+from d2ext.launch.device import choose_device
+from d2ext.preflight.chosen import choose_values, hardware_of
 from d2ext.text import did_you_mean
 
 
@@ -56,6 +59,22 @@ class Split:
         return f"model's input, iteration {place // self.batch}"
 
 
+def planned_config(cfg: Any) -> Any:
+    """Register a config's datasets; return the config with the values that a run chooses for it.
+
+    If the config's output directory holds a run, its split and its values are used.
+    """
+    folder = cfg.train.get("output_dir")
+    earlier = Path(folder) if folder else None
+    register_run_datasets(cfg, kept_split(earlier) if earlier else None)
+    if (cfg.get("data") or {}).get("auto"):
+        device, _ = choose_device(cfg.train.get("device", "cuda"), 1)
+        hardware = hardware_of(device, 1, cfg.train.get("accumulate") or 1, 1)
+        chosen, _ = choose_values(cfg, hardware, earlier)
+        cfg = with_choices(cfg, chosen.applied) if chosen else cfg
+    return cfg
+
+
 def open_split(cfg: Any, split: str, start: int = 0) -> Split:
     """Open a split of a config.
 
@@ -69,9 +88,8 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
     Raises:
         UserError: The config or the dataset is invalid.
     """
+    cfg = planned_config(cfg)
     cfg = with_augmentation(cfg) if split == "train" else cfg
-    folder = cfg.train.get("output_dir")
-    register_run_datasets(cfg, kept_split(Path(folder)) if folder else None)
     section = f"dataloader.{split}"
     settings = cfg.dataloader.get(split)
     if split == "test" and not settings:

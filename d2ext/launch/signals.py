@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import signal
 import threading
 import time
@@ -11,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from d2ext.errors import UserError
+from d2ext.text import as_seconds
 from d2ext.waiting import is_interruptible
 
 logger = logging.getLogger(__name__)
@@ -157,8 +157,6 @@ def deadline(limit: str | None, since: float) -> float | None:
     """
     if limit is None:
         return None
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", limit)
-    numbers = [int(n or 0) for n in match.groups()] if match else [0]
-    if not any(numbers):
+    if not (seconds := as_seconds(limit)):
         raise UserError(f"--time-limit {limit}: give days, hours, minutes or seconds, as in 3h50m")
-    return since + sum(n * s for n, s in zip(numbers, (86400, 3600, 60, 1), strict=True))
+    return since + seconds

@@ -45,6 +45,7 @@ from d2ext.evaluation.predictions import (
 )
 from d2ext.invocation import option
 from d2ext.launch.device import choose_device
+from d2ext.preflight.chosen import as_trained
 from d2ext.preflight.plan import Plan, weights_to_evaluate
 from d2ext.run_dir.metadata import read_run_info
 from d2ext.run_dir.names import run_folder, run_name, usual_weights
@@ -285,6 +286,7 @@ class Predictor:
             weights = usual_weights(folder) or "last"
         source = weights_to_evaluate(str(weights), None, folder, options.init_checkpoint)
         file = local_weights(source, option("--weights"))
+        cfg = as_trained(cfg, Path(source).parent)
         order = options.init_checkpoint_classes
         classes = _class_names(cfg, Path(file.partition("?")[0]), order)
         check_num_classes(cfg.model, classes)

@@ -5,6 +5,7 @@ every process; each failed check names the field, the value and the remedy.
 """
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
 from d2ext.config.augmentation import augmentation_lines, with_augmentation
+from d2ext.config.choices import with_choices
 from d2ext.config.flatten import flatten
 from d2ext.config.load import load_config
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
@@ -26,12 +28,15 @@ from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, Schedule, resolve_schedule
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.datasets.mixing import TrainingSet
+from d2ext.data.fitting.fit import Fitted
 from d2ext.data.splitting.own_data import Split, kept_split, own_split
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.expect import parse_expectation
 from d2ext.evaluation.suite import test_sets
 from d2ext.invocation import command, option
 from d2ext.launch.device import choose_device
+from d2ext.preflight.budget import Measure, Workload, fit_budget
+from d2ext.preflight.chosen import choose_values, hardware_of
 from d2ext.preflight.datasets import check_datasets
 from d2ext.preflight.loader_needs import loader_warnings
 from d2ext.preflight.model_fields import check_model_fields
@@ -68,7 +73,8 @@ class Built:
     Mapper and metrics are not included, because preflight has used them; a run builds its own.
 
     Attributes:
-        cfg: Config with the values of this run's world size; its datasets are registered.
+        cfg: Config with the chosen values and those of this run's world size; its datasets are
+            registered.
         train_dataset: Dataset of `dataloader.train`; None for an evaluation.
     """
 
@@ -100,6 +106,7 @@ class Plan:
         shares_directory: The run may continue in the directory of an earlier one.
         expect: Bounds on results, for `parse_expectation`.
         split: Split of `data.json`; None if the config gives a file for each set.
+        fitted: Values chosen for the config; None if none are chosen.
         caveats: Sentences about what makes results misleading, for the report.
         built: Objects that preflight built; None if the plan came from another process.
     """
@@ -123,6 +130,7 @@ class Plan:
     shares_directory: bool = False
     expect: tuple[str, ...] = ()
     split: Split | None = None
+    fitted: Fitted | None = None
     caveats: tuple[str, ...] = ()
     built: Built | None = field(default=None, repr=False, compare=False)
 
@@ -146,6 +154,8 @@ def plan_run(
     validate: bool = True,
     tta: bool = False,
     expect: Sequence[str] = (),
+    measure: Measure | None = None,
+    since: float | None = None,
 ) -> Plan:
     """Check a config against the data, the model and the machine, and log the plan.
 
@@ -165,39 +175,49 @@ def plan_run(
         validate: Evaluate on `dataloader.val` during training.
         tta: Evaluate with test-time augmentation.
         expect: Bounds on results, for `parse_expectation`.
+        measure: Function that times steps, for `train.budget`.
+        since: Monotonic time at which the command started; None: now.
 
     Raises:
         UserError: The user can fix the error.
     """
     lines: list[str] = []
+    since = time.monotonic() if since is None else since
     check_flags(eval_only, weights, resume, resume_from, overwrite)
-    augmentations = []
-    if not eval_only:
-        given, cfg = cfg, with_augmentation(cfg)
-        augmentations = augmentation_lines(given, cfg)
     options = TrainOptions.from_config(cfg.train)
     device, description = choose_device(options.device, num_gpus, gpu_each)
     output_dir = Path(options.output_dir or Path("work_dirs") / name)
     _say(lines, f"output      {output_dir}", f"device      {description}")
-    _say(lines, *_origin_lines(cfg, device), *augmentations)
+    _say(lines, *_origin_lines(cfg, device))
     if options.eval_period == 0 and not cfg.evaluators:
         validate = False  # as in imported configs without validation data
     check_options(cfg, options, device, validate, eval_only, tta, expect)
-    scaling = None
-    if not eval_only and options.auto_scale_lr.enabled:
-        cfg, scaling = scale_config(cfg, world_size)
-        options = TrainOptions.from_config(cfg.train)
+    checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
+
+    earlier = _earlier_run(output_dir, checkpoint, resume, weights, eval_only)
+    split, about = own_split(cfg, kept_split(earlier) if earlier else None)
+    _say(lines, *_titled("split", about))
+    differences = register_run_datasets(cfg, split)
+    hardware = hardware_of(device, num_gpus, options.accumulate, world_size)
+    trained = eval_only or checkpoint is not None
+    chosen, is_new = choose_values(cfg, hardware, earlier, trained)
+    auto = bool((cfg.get("data") or {}).get("auto"))
+    if chosen and auto:
+        _say(lines, *_titled("auto", chosen.lines()))
+    original, scaling = cfg, None
+    if chosen:
+        cfg = with_choices(cfg, chosen.applied)
+    if not eval_only:
+        _say(lines, *augmentation_lines(cfg, with_augmentation(cfg)))
+        cfg, scaling = _prepared(cfg, world_size)
+    if scaling:
         _say(lines, *scaling.lines())
+    budget, options = options.budget, TrainOptions.from_config(cfg.train)
     # A loader of your own may not say how many images it returns; count one per worker.
     batch_size = cfg.dataloader.train.get("total_batch_size") or world_size
     if not eval_only:
         check_batch(batch_size, world_size, options.accumulate)
-    checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
 
-    kept = _kept_split(output_dir, checkpoint, resume, weights, eval_only)
-    split, about = own_split(cfg, kept)
-    _say(lines, *(f"{'' if i else 'split':<12}{line}" for i, line in enumerate(about)))
-    differences = register_run_datasets(cfg, split)
     loaders = _loaders(cfg, eval_only, validate)
     notes = check_model_fields(cfg)
     datasets, classes, table, caveats = check_datasets(cfg, loaders)
@@ -214,6 +234,7 @@ def plan_run(
 
     schedule = train_dataset = None
     validation_loss: tuple[str, ...] = ()
+    loss_notes: list[str] = []
     if eval_only:
         source = weights_to_evaluate(weights, checkpoint, output_dir, options.init_checkpoint)
         initial = "" if weights or checkpoint else " (train.init_checkpoint)"
@@ -231,12 +252,23 @@ def plan_run(
         fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
         num_images = _num_images(train_dataset, options, batch_size)
         schedule = resolve_schedule(options, batch_size, num_images, fraction, validate)
+        if validate and options.validation_loss:
+            validation_loss, loss_notes = sets_with_loss(cfg, classes)
+        if budget and is_new and chosen:
+            work = Workload(
+                cfg, device, classes, train_dataset, world_size, num_gpus, validate, validation_loss
+            )
+            by_hand = chosen.by_hand if auto else None
+            length, why = fit_budget(budget, work, schedule, since, by_hand, scaling, measure)
+            _say(lines, *_titled("budget", why))
+            chosen = chosen.with_length(length, budget)
+            cfg, _ = _prepared(with_choices(original, chosen.applied), world_size)
+            options = TrainOptions.from_config(cfg.train)
+            schedule = resolve_schedule(options, batch_size, num_images, fraction, validate)
         check_schedule(options, schedule)
         _say(lines, *_schedule_lines(cfg, options, schedule, world_size, train_dataset))
         _say(lines, _start_line(checkpoint, resume, source))
-        if validate and options.validation_loss:
-            validation_loss, notes = sets_with_loss(cfg, classes)
-            _say(lines, *notes)
+        _say(lines, *loss_notes)
     _say(lines, *loader_warnings(loaders, options.accumulate, world_size, num_gpus))
     resumes = checkpoint is not None and not eval_only
     weights_field = option("--weights") if weights else "train.init_checkpoint"
@@ -260,6 +292,7 @@ def plan_run(
         shares_directory=eval_only or resume or checkpoint is not None,
         expect=tuple(expect),
         split=split,
+        fitted=chosen,
         caveats=tuple(caveats),
         built=Built(cfg, train_dataset),
     )
@@ -275,7 +308,20 @@ def _origin_lines(cfg: Any, device: str) -> list[str]:
     norms = [value for _, value in flatten(OmegaConf.to_container(cfg.model), "model", lists=True)]
     if device == "cpu" and "SyncBN" in norms:
         lines.append("SyncBN, which needs a GPU, becomes NaiveSyncBatchNorm")
-    return [f"{'' if i else 'config':<12}{line}" for i, line in enumerate(lines)]
+    return _titled("config", lines)
+
+
+def _titled(title: str, lines: Sequence[str]) -> list[str]:
+    """Return lines of the plan, the first of which has a title."""
+    return [f"{'' if i else title:<12}{line}" for i, line in enumerate(lines)]
+
+
+def _prepared(cfg: Any, world_size: int) -> tuple[Any, ScalingReport | None]:
+    """Return a config as a training uses it, and a report if it is scaled to `world_size`."""
+    cfg = with_augmentation(cfg)
+    if not TrainOptions.from_config(cfg.train).auto_scale_lr.enabled:
+        return cfg, None
+    return scale_config(cfg, world_size)
 
 
 def _say(lines: list[str], *more: str) -> None:
@@ -317,15 +363,15 @@ def _find_checkpoint(
     return newest, damaged
 
 
-def _kept_split(
+def _earlier_run(
     output_dir: Path, checkpoint: Path | None, resume: bool, weights: str | None, eval_only: bool
-) -> Split | None:
-    """Return the split of the run that is resumed or whose weights are evaluated, if it has one."""
+) -> Path | None:
+    """Return the folder of the run that is resumed or whose weights are evaluated, if any."""
     if checkpoint:
-        return kept_split(checkpoint.parent)
+        return checkpoint.parent
     if weights and weights not in ("best", "last"):
-        return kept_split(Path(weights).parent)
-    return kept_split(output_dir) if resume or eval_only else None
+        return Path(weights).parent
+    return output_dir if resume or eval_only else None
 
 
 def _loaders(cfg: Any, eval_only: bool, validate: bool) -> dict[str, Any]:

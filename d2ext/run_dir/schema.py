@@ -5,6 +5,7 @@
 | run.json | `RunInfo` |
 | results.json | `ResultsRecord` |
 | scaling.json | `d2ext.config.lr_scaling.ScalingReport` |
+| auto.json | `d2ext.data.fitting.fit.Fitted` |
 | split.json | `d2ext.data.splitting.own_data.Split` |
 | trackers/<tracker>.json | `TrackerRun` |
 | analysis/<dataset>.json | `d2ext.evaluation.analysis.AnalysisRecord` |

@@ -62,7 +62,11 @@ def write(path: Path, content: object) -> Path:
 def test_exit_statuses_and_the_fixed_file(tool: Callable, tmp_path: Path) -> None:
     content = coco(tmp_path)
     good = write(tmp_path / "good.json", content)
-    assert tool(good, "--images", tmp_path)[0] == 0
+    status, text, _ = tool(good, "--images", tmp_path)
+    assert status == 0
+    assert "    images    3 with objects; short side 24 pixels (5 to 95 % of them)" in text
+    assert "    objects   6, 2.0 per image; size 37 %, 37 % and 37 % of the short side" in text
+    assert "    classes   2, each in 3 images" in text
     content["annotations"][1]["id"] = 0
     content["annotations"][2]["area"] = 3
     bad, out, page = write(tmp_path / "bad.json", content), tmp_path / "o.json", tmp_path / "p.html"

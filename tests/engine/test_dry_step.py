@@ -1,7 +1,10 @@
 """The dry step, and the explanation of errors in the first training step."""
 
 import itertools
+import multiprocessing
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,10 +12,14 @@ from detectron2.engine import HookBase
 from omegaconf import OmegaConf
 from torch import nn
 
-from d2ext.engine.dry_step import misfits_explained
+from d2ext.config.load import load_config
+from d2ext.data.datasets.register import unregister_datasets
+from d2ext.engine.dry_step import measure_speed, misfits_explained
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
 from d2ext.launch.signals import StopSignals
+from d2ext.preflight.plan import plan_run
+from tests.conftest import LITE0
 
 # An invalid field that only a training step reveals.
 MISFIT = "model.proposal_generator.box2box_transform.weights=[1, 1, 1]"
@@ -36,6 +43,40 @@ def test_a_dry_run_for_other_machines_skips_the_step(train_net, tiny, tmp_path, 
     done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *tiny)
     assert done.status == 0, done.stderr
     assert "dry step    skipped: the run is for other machines" in done.stdout
+
+
+def test_timing_steps_for_a_budget_leaves_nothing(repo, tiny, tmp_path):
+    def state():
+        torchs, python, numpys = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        generators = [torchs.tolist(), python, [str(part) for part in numpys]]
+        return [*generators, torch.get_num_threads(), multiprocessing.active_children()]
+
+    def measure(work):
+        before = state()
+        speed = measure_speed(work)
+        for now, then in zip(state(), before, strict=True):
+            assert now == then
+        assert min(speed.start, speed.step, speed.evaluation) > 0
+        return speed
+
+    options = [text for text in tiny if not text.startswith("train.max_iter")]
+    options += ["dataloader.train.num_workers=1", "train.accumulate=2", "train.budget=2 hours"]
+    try:
+        plan = plan_run(load_config(repo / LITE0, options), "run", measure=measure)
+    finally:
+        unregister_datasets()
+    (line,) = (line for line in plan.lines if line.startswith("budget"))
+    assert " in 2 hours: " in line and " s per step and " in line
+    assert plan.schedule.epochs > 100 and list(tmp_path.iterdir()) == []
+
+
+def test_steps_of_other_machines_are_not_timed(train_net, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("D2EXT_PLAN_GPUS", "1")
+    options = [text for text in tiny if not text.startswith("train.max_iter")]
+    options.append("train.budget=2 hours")
+    done = train_net("--dry-run", "--work-dir", tmp_path / "run", "--options", *options)
+    assert done.status == 0, done.stderr
+    assert "budget      2 hours: steps are timed on the machine that trains" in done.stdout
 
 
 @pytest.mark.parametrize("flags", [["--dry-run"], []])

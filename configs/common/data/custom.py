@@ -28,6 +28,9 @@ data = dict(
     class_attribute=None,
     palette=None,
     augmentation=None,
+    auto=False,  # recipes in configs/custom set it
+    recipe=None,
+    by_hand=[],
 )
 datasets = dict(
     custom_train=L(annotated_dataset)(

@@ -1,7 +1,8 @@
 """Describe the images of a dataset as arrays, for samplers, filters and checks."""
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from d2ext.data.formats.annotation_kinds import count_keypoints, flag_bits, mask_kind
+
+_XYXY, _XYWH = 0, 1  # BoxMode.XYXY_ABS and XYWH_ABS, which would need torch
+_NO_BOX = (math.nan,) * 4
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Columns:
             `is_object`).
         keypoints: `int32` (M, 2), number of keypoints of each annotation, and how many of them are
             labeled (visibility above 0).
+        boxes: `float64` (M, 4), x0, y0, x1, y1 in pixels, NaN without a box; None unless they were
+            asked for.
     """
 
     heights: np.ndarray
@@ -35,6 +41,7 @@ class Columns:
     masks: np.ndarray
     flags: np.ndarray
     keypoints: np.ndarray
+    boxes: np.ndarray | None = None
 
     NAMES = ("heights", "widths", "annotations", "categories", "masks", "flags", "keypoints")
 
@@ -65,6 +72,7 @@ class Columns:
             self.masks[rows],
             self.flags[rows],
             self.keypoints[rows],
+            None if self.boxes is None else self.boxes[rows],
         )
 
     def objects_only(self) -> "Columns":
@@ -97,6 +105,7 @@ class Columns:
             masks=self.masks[rows],
             flags=self.flags[rows],
             keypoints=self.keypoints[rows],
+            boxes=None if self.boxes is None else self.boxes[rows],
         )
 
     def _per_image(self, rows: np.ndarray) -> np.ndarray:
@@ -107,6 +116,20 @@ class Columns:
 def no_keypoints(annotations: int) -> np.ndarray:
     """Return `Columns.keypoints` for annotations without keypoints; it takes no memory."""
     return np.broadcast_to(np.int32(0), (annotations, 2))
+
+
+def list_boxes(records: Iterable[dict]) -> np.ndarray:
+    """Return `Columns.boxes` of dataset dicts."""
+    boxes = [_corners(a) for r in records for a in r.get("annotations", ())]
+    return np.array(boxes, np.float64).reshape(-1, 4)
+
+
+def _corners(annotation: dict) -> Sequence[float]:
+    box, mode = annotation.get("bbox"), annotation.get("bbox_mode")
+    if box is None or len(box) != 4 or mode not in (_XYXY, _XYWH):
+        return _NO_BOX
+    x0, y0, x1, y1 = box
+    return (x0, y0, x0 + x1, y0 + y1) if mode == _XYWH else (x0, y0, x1, y1)
 
 
 def list_columns(records: Sequence[dict]) -> Columns:

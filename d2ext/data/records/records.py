@@ -21,7 +21,7 @@ import numpy as np
 
 from d2ext.data.formats.annotation_kinds import CROWD, DIFFICULT, GROUP_OF
 from d2ext.data.records.array_file import ArrayFileWriter, map_file, read_arrays
-from d2ext.data.records.columns import Columns, list_columns, no_keypoints
+from d2ext.data.records.columns import Columns, list_boxes, list_columns, no_keypoints
 from d2ext.errors import UserError
 
 
@@ -73,6 +73,13 @@ class Records(_Decoded):
         if len(columns.keypoints) == len(columns.flags):
             return columns
         return replace(columns, keypoints=no_keypoints(len(columns.flags)))
+
+    def boxes(self) -> np.ndarray:
+        """Return the boxes of all annotations, float64 (M, 4), x0, y0, x1, y1 in pixels.
+
+        Files that hold no array of them, written by older versions, are decoded.
+        """
+        return self._arrays["boxes"] if "boxes" in self._arrays else list_boxes(self)
 
     def file_names(self) -> list[str]:
         """Return the `file_name` of each record."""
@@ -212,18 +219,25 @@ class _Relabel:
         return columns.relabeled(self.labels)
 
 
-def columns_of(records: Sequence[dict]) -> Columns:
-    """Return the columns of a list or, without decoding, of any sequence of this module."""
+def columns_of(records: Sequence[dict], boxes: bool = False) -> Columns:
+    """Return the columns of a list or, without decoding, of any sequence of this module.
+
+    Args:
+        records: Dataset dicts.
+        boxes: Whether to include the boxes, which take more memory than all other columns.
+    """
     if isinstance(records, Records):
-        return records.columns
+        return replace(records.columns, boxes=records.boxes()) if boxes else records.columns
     if isinstance(records, View):
-        parts = [columns_of(part) for part in records.parts]
-        columns = Columns(*(np.concatenate([getattr(c, n) for c in parts]) for n in Columns.NAMES))
+        parts = [columns_of(part, boxes) for part in records.parts]
+        names = [*Columns.NAMES, "boxes"] if boxes else Columns.NAMES
+        columns = Columns(*(np.concatenate([getattr(c, n) for c in parts]) for n in names))
         if records.indices is not None:
             columns = columns.take(records.indices)
         changed = getattr(records.function, "columns", None)
         return changed(columns) if changed else columns
-    return list_columns(records)
+    columns = list_columns(records)
+    return replace(columns, boxes=list_boxes(records)) if boxes else columns
 
 
 def file_names_of(records: Sequence[dict]) -> list[str]:
@@ -262,6 +276,7 @@ def write_records(file: IO[bytes], records: Sequence[dict], info: dict[str, Any]
         raise UserError(f"the dataset cannot be cached: {e}; use plain numbers and strings") from e
     writer = ArrayFileWriter(file)
     writer.add_bytes("data", data)
+    writer.add("boxes", list_boxes(records))
     write_columns(
         writer,
         np.fromiter(map(len, data), np.int64, len(data)),

@@ -18,6 +18,7 @@ from d2ext.data.validation.coco.checks.image_files import (
     read_photos,
 )
 from d2ext.data.validation.coco.finding import ERROR, SEVERITIES, Finding
+from d2ext.data.validation.coco.fingerprint import table_fingerprint
 from d2ext.data.validation.coco.fixes.fix import Fixed, fix
 from d2ext.data.validation.coco.fixes.images_and_categories import Files
 from d2ext.data.validation.coco.source import Source
@@ -112,7 +113,7 @@ def _encoded(content: dict) -> bytes:
 def check_coco_file(
     source: Source, output: Path | None = None, page: Path | None = None, drop: bool = False
 ) -> int:
-    """Check a file, optionally fix it, and print the findings.
+    """Check a file, optionally fix it, and print its fingerprint and the findings.
 
     Args:
         source: File to check, with its options.
@@ -135,6 +136,9 @@ def check_coco_file(
         f"{source.json_file}: {len(c.image_id)} images, {len(c.id)} annotations,"
         f" {len(c.category_id)} categories"
     )
+    if data := table_fingerprint(c):
+        for line in data.lines():
+            print(f"    {line}")
     for line in lines(found, fixing=output is None):
         print(line)
     fixed = None

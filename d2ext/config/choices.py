@@ -1,0 +1,98 @@
+"""Apply values that preflight chose for a config: `data.auto` and `train.budget`."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from d2ext.config.augmentation import sets_size
+from d2ext.config.by_hand import CROP, KEYS, overridden
+from d2ext.config.flatten import flatten
+from d2ext.config.load import execute_config
+from d2ext.config.recipes import recipe_path
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """A value chosen for a field of the config.
+
+    Attributes:
+        key: Dotted key, one of `by_hand.KEYS`.
+        value: Plain value.
+        reason: Sentence for the plan; choices that belong together have the same one.
+    """
+
+    key: str
+    value: Any
+    reason: str
+
+
+def with_choices(cfg: Any, choices: Sequence[Choice]) -> Any:
+    """Return a config with chosen values, which nothing chooses again; the input stays.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        choices: Chosen values.
+    """
+    from omegaconf import OmegaConf
+
+    cfg = copy.deepcopy(cfg)
+    for choice in choices:
+        if choice.key == CROP:
+            OmegaConf.select(cfg, CROP.rpartition(".")[0]).insert(1, choice.value)
+        else:
+            OmegaConf.update(cfg, choice.key, choice.value, merge=False, force_add=True)
+    off: dict[str, Any] = {"auto": False, "recipe": None, "by_hand": []}
+    for key in off.keys() & (cfg.get("data") or {}).keys():
+        cfg.data[key] = off[key]
+    if cfg.train.get("budget"):
+        cfg.train.budget = None
+    return cfg
+
+
+def recipe_of(cfg: Any) -> Any:
+    """Return the recipe that `data.recipe` names, as its file defines it; None without a name.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
+    name = (cfg.get("data") or {}).get("recipe")
+    return execute_config(recipe_path(name)) if name else None
+
+
+def set_by_hand(cfg: Any, recipe: Any = None) -> set[str]:
+    """Return those of `by_hand.KEYS` that the user has set.
+
+    These are the keys in `data.by_hand`, where `load_config` records overrides, and all keys whose
+    value differs from the recipe's.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        recipe: Recipe returned by `recipe_of`; None compares with nothing.
+    """
+    found = overridden(cfg)
+    if recipe is not None:
+        found |= {key for key in KEYS if _value(cfg, key) != _value(recipe, key)}
+    return found
+
+
+def _value(cfg: Any, key: str) -> Any:
+    """Return a field as plain values; None if it is absent."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if key == CROP:  # all augmentations that set a size
+        listed = OmegaConf.select(cfg, key.rpartition(".")[0]) or []
+        sized = [OmegaConf.to_container(a) for a in listed[1:] if sets_size(a)]
+        return [sorted((k, str(v)) for k, v in flatten(a) if k != "_target_") for a in sized]
+    try:
+        value = OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:  # the parent is not a dict
+        return None
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    return _lists(value)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,216 @@
+"""Fit a config to its training data, or take the values that its run has kept."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from omegaconf import OmegaConf
+
+from d2ext.config import by_hand as keys
+from d2ext.config.augmentation import sets_size
+from d2ext.config.check import target_name
+from d2ext.config.choices import Choice, recipe_of, set_by_hand
+from d2ext.config.lr_scaling import is_adaptive
+from d2ext.config.options import TrainOptions
+from d2ext.data.fitting.fingerprint import Fingerprint, fingerprint
+from d2ext.data.fitting.rules import Hardware, RecipeValues, fit
+from d2ext.data.records.columns import Columns
+from d2ext.errors import UserError, config_errors
+
+AUTO = "auto.json"  # name in the run directory
+_RESIZE = "detectron2.data.transforms.augmentation_impl.ResizeShortestEdge"
+_MAPPER = "d2ext.data.loading.mapper.Mapper"
+
+
+class Fitted(msgspec.Struct, frozen=True, kw_only=True):
+    """The values that a run chose for its config, in auto.json.
+
+    Attributes:
+        choices: Chosen values with their reasons.
+        by_hand: Keys that the user has set since, whose values stay.
+        skipped: Rules that do not apply to the config, with the reason.
+        fingerprint: Fingerprint of the training data; None if only the length was chosen.
+        budget: `train.budget` of the run; None without one.
+    """
+
+    choices: list[Choice]
+    by_hand: list[str] = []
+    skipped: list[str] = []
+    fingerprint: Fingerprint | None = None
+    budget: str | None = None
+
+    @property
+    def applied(self) -> list[Choice]:
+        """Return the choices for fields that the user has not set."""
+        return [choice for choice in self.choices if choice.key not in self.by_hand]
+
+    def with_length(self, choices: Sequence[Choice], budget: str) -> "Fitted":
+        """Return these choices and those made for a budget."""
+        return msgspec.structs.replace(self, choices=[*self.choices, *choices], budget=budget)
+
+    def lines(self) -> list[str]:
+        """Return the choices as lines for the plan; each reason once."""
+        lines = list(dict.fromkeys(choice.reason for choice in self.applied))
+        if self.by_hand:
+            lines.append(f"set by hand and kept: {', '.join(map(keys.written, self.by_hand))}")
+        if self.skipped:
+            lines.append(f"not chosen: {'; '.join(self.skipped)}")
+        return lines or ["the recipe's values fit the data"]
+
+
+def kept_choices(folder: Path) -> Fitted | None:
+    """Read the choices of the run in a folder; return None if it has none.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    file = folder / AUTO
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Fitted)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"{file} is damaged ({e}), so the values chosen for the run are unknown; restore it, or"
+            " use the run's config.yaml, which contains them"
+        ) from e
+
+
+def fitted(cfg: Any, hardware: Hardware, kept: Fitted | None = None) -> Fitted | None:
+    """Choose values that fit the training data, if `data.auto` is set.
+
+    The length of a run with a budget is not chosen.
+
+    Args:
+        cfg: Config with registered datasets.
+        hardware: What the run trains on.
+        kept: Choices of the run that is resumed or evaluated, which are used instead.
+
+    Returns:
+        The choices; None without `data.auto` and without `train.budget`.
+
+    Raises:
+        UserError: `data.recipe` does not exist.
+    """
+    auto, budget = (cfg.get("data") or {}).get("auto"), cfg.train.get("budget")
+    if not auto and not budget:
+        return None
+    recipe = recipe_of(cfg)
+    by_hand = set_by_hand(cfg, recipe)
+    if kept:
+        return msgspec.structs.replace(kept, by_hand=_ordered(by_hand))
+    if not auto:
+        return Fitted(choices=[], by_hand=_ordered(by_hand))
+    found = _training_fingerprint(cfg)
+    if not found:
+        why = "dataloader.train has no dataset whose objects are known"
+        return Fitted(choices=[], by_hand=_ordered(by_hand), skipped=[why])
+    choices, skipped = fit(found, recipe_values(cfg, recipe), hardware, by_hand)
+    return Fitted(choices=choices, by_hand=_ordered(by_hand), skipped=skipped, fingerprint=found)
+
+
+def _ordered(by_hand: Collection[str]) -> list[str]:
+    return [key for key in keys.KEYS if key in by_hand]
+
+
+def columns_fingerprint(columns: Columns, num_classes: int) -> Fingerprint | None:
+    """Return the fingerprint of columns with boxes; see `fingerprint`."""
+    objects = columns.objects_only()
+    assert objects.boxes is not None
+    return fingerprint(
+        columns.widths,
+        columns.heights,
+        objects.images(),
+        objects.boxes,
+        objects.categories,
+        num_classes,
+    )
+
+
+def _training_fingerprint(cfg: Any) -> Fingerprint | None:
+    """Return the fingerprint of the training sets; None if they cannot be read."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from d2ext.data.records.records import columns_of, join
+
+    names = OmegaConf.select(cfg, "dataloader.train.dataset.names") or []
+    names = [names] if isinstance(names, str) else list(names)
+    if not names or any(name not in DatasetCatalog.list() for name in names):
+        return None
+    try:
+        with config_errors("datasets"):
+            records = [DatasetCatalog.get(name) for name in names]
+    except UserError:  # `check_datasets` reads them again and names the one that fails
+        return None
+    classes = MetadataCatalog.get(names[0]).get("thing_classes", [])
+    return columns_fingerprint(columns_of(join(records), boxes=True), len(classes))
+
+
+def recipe_values(cfg: Any, recipe: Any = None) -> RecipeValues:
+    """Read the values that the rules use from a config.
+
+    Args:
+        cfg: Config returned by `load_config`.
+        recipe: Recipe that the config was made from, returned by `recipe_of`, if known.
+    """
+    loader, train = cfg.dataloader.train, TrainOptions.from_config(cfg.train)
+    mapper = loader.get("mapper") or {}
+    augmentations = mapper.get("augmentations") or []
+    sides, most = _resize(augmentations)
+    val_sides, val_most = _resize(OmegaConf.select(cfg, "dataloader.val.mapper.augmentations"))
+    tta = cfg.dataloader.get("tta") or {}
+    ours = target_name(mapper.get("_target_", "")) == _MAPPER
+    tuned = recipe.train.get("reference_batch_size") if recipe else train.reference_batch_size
+    dataset, rate = loader.get("dataset") or {}, cfg.optimizer.get("lr")
+    source = train.init_checkpoint or ""
+    return RecipeValues(
+        short_sides=sides,
+        max_size=most,
+        crops=any(sets_size(a) for a in augmentations[1:]),
+        val_short_side=max(val_sides) if val_sides else None,
+        val_max_size=val_most,
+        tta_sizes=list(tta.get("min_sizes") or []) or None,
+        tta_max_size=tta.get("max_size"),
+        anchors=_anchors(cfg),
+        strides=_strides(cfg),
+        detector_weights=bool(source)
+        and not source.startswith("package://")
+        and "ImageNet" not in source,
+        object_crop=ours,
+        masks=bool(ours and mapper.get("use_instance_mask") and not mapper.get("recompute_boxes")),
+        batch=loader.get("total_batch_size"),
+        rate=rate if isinstance(rate, int | float) else None,
+        tuned_batch=tuned,
+        linear=not is_adaptive(cfg.optimizer),
+        scaled=train.auto_scale_lr.enabled,
+        epochs=None if train.budget else train.max_epochs,
+        iterations=train.max_iter,
+        warmup=train.warmup_iters,
+        oversampling=dataset.get("oversample_threshold"),
+        classes_oversampled="oversample_threshold" in dataset,
+    )
+
+
+def _resize(augmentations: Sequence[Any] | None) -> tuple[list[int] | None, int | None]:
+    """Return short sides and the bound of the long side of a leading ResizeShortestEdge."""
+    first = augmentations[0] if augmentations else {}
+    if not hasattr(first, "get") or target_name(first.get("_target_", "")) != _RESIZE:
+        return None, None
+    sides = first.get("short_edge_length")
+    listed = [sides] if isinstance(sides, int) else list(sides or ())
+    return listed or None, first.get("max_size")
+
+
+def _anchors(cfg: Any) -> list[list[float]] | None:
+    """Return the anchor sizes of each level; None for a model without, or with ratios only."""
+    sizes = OmegaConf.select(cfg, keys.ANCHORS)
+    if not sizes or not all(hasattr(level, "__len__") and len(level) for level in sizes):
+        return None
+    return [list(level) for level in sizes]
+
+
+def _strides(cfg: Any) -> list[int] | None:
+    strides = OmegaConf.select(cfg, f"{keys.ANCHORS.rpartition('.')[0]}.strides")
+    known = strides and len(strides) == len(_anchors(cfg) or ())
+    return list(strides) if known else None

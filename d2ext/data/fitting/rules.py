@@ -1,0 +1,323 @@
+"""Choose sizes, anchors, batch, length and sampling of a training by published rules.
+
+Each rule is a pure function of the data's fingerprint, the recipe's values and the hardware, and
+returns the values to change, with a reason for the plan.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from d2ext.config import by_hand as keys
+from d2ext.config.choices import Choice
+from d2ext.data.fitting.fingerprint import Fingerprint, percent
+from d2ext.text import plural
+
+_SMALL = 25  # percent of the objects that count as small
+_PIXELS = 32  # size that small objects should get: COCO's bound of "small"
+_MULTIPLE = 32  # of short sides, in pixels
+_LARGEST = 1600  # short side
+_LONGEST = 2500  # long side of the median image
+_CROP_FROM = 1.3  # times the recipe's largest short side, from which training uses crops
+_CLOSE = 1.15  # ratio of the smallest and largest anchors up to which the recipe's stay
+_ANCHOR_PERCENTS = (2, 98)  # objects between which anchors are spread
+_ANCHOR_RATIO = 1.2  # smallest ratio of two sizes of anchors
+_PER_STRIDE = 1.5  # smallest size of anchors, in strides of their level
+_FEW_IMAGES, _FEW_CORES, _SMALL_BATCH = 500, 8, 2
+_FEWEST_STEPS, _MOST_EPOCHS = 1000, 100
+_PERIODS = 6  # evaluations of a run whose length is chosen
+_MOST_WARMUP = 0.1  # share of the run
+_RARE, _RARE_IMAGES = 10, 30
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    """What a run trains on.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        cores: Number of CPU cores for a process.
+        unit: A batch must be a multiple of this number: workers x micro-batches.
+    """
+
+    device: str
+    cores: int = 1
+    unit: int = 1
+
+
+@dataclass(frozen=True)
+class RecipeValues:
+    """Values of a config that the rules read; None if the config has no such field.
+
+    Attributes:
+        short_sides: Short sides of the training images in pixels.
+        max_size: Bound of their long side.
+        crops: Whether training crops or resizes the images further.
+        val_short_side, val_max_size: Size of the images in evaluations.
+        tta_sizes, tta_max_size: Sizes of test-time augmentation.
+        anchors: Sizes of the anchors of each level, in pixels of the training image.
+        strides: Strides of the levels.
+        detector_weights: Whether training starts from a trained detector, whose anchors must stay.
+        object_crop: Whether the mapper passes boxes to `ObjectCrop`.
+        masks: Whether boxes can be computed again from masks.
+        batch: Images per optimizer step.
+        rate: Learning rate.
+        tuned_batch: Batch that the rate was tuned for.
+        linear: Whether the rate scales linearly with the batch, or with its square root.
+        scaled: Whether `train.auto_scale_lr` scales the rate.
+        epochs, iterations: Length of the run; one of them.
+        warmup: Iterations of warm-up.
+        oversampling: Threshold of class-balanced sampling.
+        classes_oversampled: Whether the dataset has such a threshold.
+    """
+
+    short_sides: list[int] | None = None
+    max_size: int | None = None
+    crops: bool = False
+    val_short_side: int | None = None
+    val_max_size: int | None = None
+    tta_sizes: list[int] | None = None
+    tta_max_size: int | None = None
+    anchors: list[list[float]] | None = None
+    strides: list[int] | None = None
+    detector_weights: bool = False
+    object_crop: bool = False
+    masks: bool = False
+    batch: int | None = None
+    rate: float | None = None
+    tuned_batch: int | None = None
+    linear: bool = False
+    scaled: bool = False
+    epochs: float | None = None
+    iterations: int | None = None
+    warmup: int | None = None
+    oversampling: float | None = None
+    classes_oversampled: bool = False
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a rule decides on.
+
+    Attributes:
+        data: Fingerprint of the training set.
+        recipe: Values of the config.
+        hardware: What the run trains on.
+        by_hand: Keys whose values stay.
+        chosen: Values that earlier rules have chosen, by key.
+    """
+
+    data: Fingerprint
+    recipe: RecipeValues
+    hardware: Hardware
+    by_hand: Collection[str]
+    chosen: Mapping[str, Any]
+
+
+def fit(
+    data: Fingerprint, recipe: RecipeValues, hardware: Hardware, by_hand: Collection[str] = ()
+) -> tuple[list[Choice], list[str]]:
+    """Apply all rules.
+
+    Args:
+        data: Fingerprint of the training set.
+        recipe: Values of the config.
+        hardware: What the run trains on.
+        by_hand: Keys whose values stay.
+
+    Returns:
+        Values to change, and why rules do not apply to this config.
+    """
+    choices: list[Choice] = []
+    for rule in (image_sizes, anchors, batch, length, rare_classes):
+        chosen = {choice.key: choice.value for choice in choices}
+        found = rule(Situation(data, recipe, hardware, by_hand, chosen))
+        choices += [choice for choice in found if choice.key not in by_hand]
+    return choices, list(_not_applicable(recipe))
+
+
+def _not_applicable(recipe: RecipeValues) -> Iterator[str]:
+    """Yield why rules do not apply to a config."""
+    if not recipe.short_sides or not recipe.max_size:
+        yield "image sizes: the first augmentation is not a ResizeShortestEdge"
+    if not recipe.anchors:
+        yield "anchors: the model has none"
+    elif recipe.detector_weights:
+        yield "anchors: the initial weights are those of a detector"
+    if not recipe.batch:
+        yield "batch and length: dataloader.train has no total_batch_size"
+
+
+def image_sizes(s: Situation) -> Iterator[Choice]:
+    """Enlarge images until small objects have enough pixels, and crop them for training.
+
+    nnU-Net chooses resolution and patch size from the fingerprint; SAHI
+    (https://arxiv.org/abs/2202.06934) trains and infers on enlarged slices for small objects. The
+    pixels are those up to which COCO calls objects small. Sizes for evaluation and test-time
+    augmentation scale with those for training. If the user sets the short sides for training, no
+    size changes.
+    """
+    recipe, data = s.recipe, s.data
+    sides, most = recipe.short_sides, recipe.max_size
+    if not sides or not most or recipe.crops or keys.SHORT_SIDES in s.by_hand:
+        return
+    own = max(sides)
+    wanted = _PIXELS / data.size[_SMALL]
+    largest = min(_LARGEST, max(_LONGEST / data.aspect[50], own))
+    side = min(_rounded(wanted), _below(largest))
+    # Crops are as large as the recipe's images, so that a step takes no longer.
+    fits = data.length[95] * side <= own
+    crops = side > _CROP_FROM * own and fits and recipe.object_crop and keys.CROP not in s.by_hand
+    if not crops:
+        side = min(side, _below(_CROP_FROM * own))
+    if side <= own:
+        return
+    factor = side / own
+    long = round(side * max(most / own, min(data.aspect[95], _LONGEST / side)))
+    limit = "" if side >= wanted - _MULTIPLE else ", the most that the limits allow"
+    why = (
+        f"short side {side} (was {own}): the {_SMALL} % smallest objects, up to"
+        f" {percent(data.size[_SMALL])} of it, get up to {data.size[_SMALL] * side:.0f}"
+        f" pixels{limit}"
+    )
+    yield Choice(keys.SHORT_SIDES, [_rounded(one * factor) for one in sides], why)
+    yield Choice(keys.MAX_SIZE, long, why)
+    if recipe.val_short_side:
+        yield Choice(keys.VAL_SHORT_SIDE, _rounded(recipe.val_short_side * factor), why)
+    if recipe.val_max_size:
+        yield Choice(keys.VAL_MAX_SIZE, long, why)
+    if recipe.tta_sizes:
+        yield Choice(keys.TTA_SIZES, [_rounded(one * factor) for one in recipe.tta_sizes], why)
+    if recipe.tta_max_size:
+        yield Choice(keys.TTA_MAX_SIZE, round(recipe.tta_max_size * factor), why)
+    if crops:
+        why = f"training on crops of {own} x {own} pixels around an object: a step takes no longer"
+        crop = "d2ext.data.loading.augment.object_crop.ObjectCrop"
+        yield Choice(keys.CROP, {"_target_": crop, "size": [own, own]}, why)
+        if recipe.masks:
+            yield Choice(keys.RECOMPUTE_BOXES, True, why)
+
+
+def anchors(s: Situation) -> Iterator[Choice]:
+    """Spread anchors geometrically over the sizes of the objects in training images.
+
+    YOLO9000 (https://arxiv.org/abs/1612.08242) fits anchors to the data; a geometric sequence keeps
+    the order of the levels, as in FPN (https://arxiv.org/abs/1612.03144). Anchors that are smaller
+    than the distance of the cells of their level would miss objects between these. The numbers of
+    levels and of sizes stay, and so do the shapes of the weights.
+    """
+    recipe, data = s.recipe, s.data
+    sides = s.chosen.get(keys.SHORT_SIDES, recipe.short_sides)
+    if not recipe.anchors or recipe.detector_weights or not sides:
+        return
+    side = float(np.mean(sides))
+    low, high = (data.size[share] * side for share in _ANCHOR_PERCENTS)
+    count = sum(map(len, recipe.anchors))
+    # Objects of one size still vary in shape, so that neighbors must not coincide.
+    widest = max(high / low, _ANCHOR_RATIO ** (count - 1))
+    center, half = math.sqrt(low * high), math.sqrt(widest)
+    spread = iter(np.geomspace(center / half, center * half, count).tolist())
+    strides = recipe.strides or [0] * len(recipe.anchors)
+    sizes = [
+        [round(max(next(spread), _PER_STRIDE * stride * _ANCHOR_RATIO**i)) for i in range(len(own))]
+        for own, stride in zip(recipe.anchors, strides, strict=True)
+    ]
+    ends = ((sizes[0][0], recipe.anchors[0][0]), (sizes[-1][-1], recipe.anchors[-1][-1]))
+    if all(max(a / b, b / a) <= _CLOSE for a, b in ends):
+        return
+    yield Choice(
+        keys.ANCHORS,
+        sizes,
+        f"anchors {sizes[0][0]} to {sizes[-1][-1]} pixels: 96 % of the objects have {low:.0f} to"
+        f" {high:.0f} in training images",
+    )
+
+
+def batch(s: Situation) -> Iterator[Choice]:
+    """Use small batches for few images on few cores, and let the learning rate follow the batch.
+
+    A step of half as many images takes about half as long on few CPU cores, so that a run of the
+    same duration takes twice as many steps; nnU-Net, too, uses batches of 2. The rate scales
+    linearly with the batch for SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677), and with
+    its square root for the Adam family (Malladi et al. 2022, https://arxiv.org/abs/2205.10287). A
+    rate that the user has not set also follows the user's batch.
+    """
+    recipe, size, rate = s.recipe, s.recipe.batch, s.recipe.rate
+    if not size:
+        return
+    few = s.data.images < _FEW_IMAGES
+    slow = s.hardware.device == "cpu" and s.hardware.cores <= _FEW_CORES
+    own = not {keys.BATCH, keys.TOTAL_BATCH}.isdisjoint(s.by_hand)
+    if few and slow and not own and size > _SMALL_BATCH and _SMALL_BATCH % s.hardware.unit == 0:
+        size = _SMALL_BATCH
+        why = f"{size} images per step (was {recipe.batch}): more steps with few images"
+        yield Choice(keys.BATCH, size, why)
+    tuned = recipe.tuned_batch
+    # `train.auto_scale_lr` scales the rate of another `total_batch_size` itself.
+    scaled = recipe.scaled and keys.TOTAL_BATCH in s.by_hand
+    if not tuned or not rate or size == tuned or scaled:
+        return
+    factor = size / tuned if recipe.linear else math.sqrt(size / tuned)
+    rule = "linear" if recipe.linear else "square-root"
+    new = float(f"{rate * factor:.3g}")
+    why = f"learning rate {new:g} (was {rate:g}) for {size} images per step, by the {rule} rule"
+    yield Choice(keys.RATE, new, why)
+
+
+def length(s: Situation) -> Iterator[Choice]:
+    """Train small datasets for enough steps, and space evaluations evenly over the run.
+
+    nnU-Net trains for a fixed number of steps regardless of the dataset's size. If the user sets
+    the length, the periods stay as well.
+    """
+    recipe, size = s.recipe, s.chosen.get(keys.BATCH, s.recipe.batch)
+    given = not {keys.EPOCHS, keys.ITERATIONS}.isdisjoint(s.by_hand)
+    if not size or not recipe.epochs or given:
+        return
+    epochs = min(math.ceil(_FEWEST_STEPS * size / s.data.images), _MOST_EPOCHS)
+    if epochs <= recipe.epochs:
+        return
+    steps = math.ceil(epochs * s.data.images / size)
+    why = f"{epochs} epochs (was {recipe.epochs:g}): {steps} steps"
+    yield Choice(keys.EPOCHS, epochs, why)
+    period = max(round(epochs / _PERIODS), 1)
+    yield Choice(keys.EVALUATIONS, plural(period, "epoch"), why)
+    yield Choice(keys.CHECKPOINTS, plural(period, "epoch"), why)
+    if recipe.warmup and recipe.warmup > _MOST_WARMUP * steps:
+        yield Choice(keys.WARMUP, max(int(_MOST_WARMUP * steps), 1), why)
+
+
+def rare_classes(s: Situation) -> Iterator[Choice]:
+    """Show images with rare classes more often.
+
+    Repeat factor sampling of LVIS (Gupta et al. 2019, https://arxiv.org/abs/1908.03195): images
+    with a class that is in fewer images than a tenth of those of the most frequent class are shown
+    sqrt(threshold / share) times.
+    """
+    if not s.recipe.classes_oversampled or s.recipe.oversampling is not None:
+        return
+    counts = [count for count in s.data.images_of_class if count]
+    least, most = min(counts), max(counts)
+    if least * _RARE >= most or least >= _RARE_IMAGES:
+        return
+    threshold = float(f"{most / _RARE / s.data.images:.3g}")
+    times = math.sqrt(threshold * s.data.images / least)
+    yield Choice(
+        keys.OVERSAMPLING,
+        threshold,
+        f"images of rare classes up to {times:.2g} times as often: the rarest class is in"
+        f" {plural(least, 'image')}, the most frequent in {most}",
+    )
+
+
+def _rounded(pixels: float) -> int:
+    """Return a number of pixels rounded to a multiple of 32, at least one."""
+    return max(round(pixels / _MULTIPLE), 1) * _MULTIPLE
+
+
+def _below(pixels: float) -> int:
+    """Return the largest multiple of 32 up to a number of pixels."""
+    return int(pixels // _MULTIPLE) * _MULTIPLE

@@ -1,0 +1,124 @@
+"""Values set by hand are recognized, and chosen values are applied to a config."""
+
+import pytest
+
+import d2ext
+from d2ext.config import by_hand as keys
+from d2ext.config.choices import Choice, recipe_of, set_by_hand, with_choices
+from d2ext.config.load import load_config
+from d2ext.config.recipes import copy_recipe, recipes
+from d2ext.errors import UserError
+
+RECIPE = "custom/mask_rcnn_lite0_fpn.py"
+MAPPER = "dataloader.train.mapper"
+
+
+def hand(cfg):
+    return set_by_hand(cfg, recipe_of(cfg))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in recipes() if name.startswith("custom/")])
+def test_nothing_in_a_recipe_is_set_by_hand(name):
+    cfg = d2ext.get_config(name)
+    assert cfg.data.auto and cfg.data.recipe == name
+    assert hand(cfg) == set()
+
+
+def test_other_recipes_are_not_fitted_even_with_data_of_the_user():
+    cfg = d2ext.get_config("mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", ["data.train.json=a.json"])
+    assert not cfg.data.auto and cfg.data.recipe is None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.lr=5e-4", {keys.RATE}),  # the recipe's own value
+        (f"{MAPPER}.augmentations[0].short_edge_length=[640]", {keys.SHORT_SIDES}),
+        ("train.max_epochs=24", {keys.EPOCHS, keys.ITERATIONS}),
+        ("train.max_iter=9", {keys.EPOCHS, keys.ITERATIONS}),
+        ("dataloader.train.total_batch_size=8", {keys.TOTAL_BATCH}),
+        ("dataloader.tta={min_sizes: [300]}", {keys.TTA_SIZES, keys.TTA_MAX_SIZE}),
+        ("model.proposal_generator.anchor_generator.sizes[0]=[9, 12]", {keys.ANCHORS}),
+        (f"{MAPPER}.augmentations[1]={{horizontal: false}}", {keys.CROP}),
+        (f"+{MAPPER}.recompute_boxes=True", {keys.RECOMPUTE_BOXES}),
+        ("train.checkpointer={period: 10}", {keys.CHECKPOINTS}),
+        ("train.seed=3", set()),
+    ],
+)
+def test_overrides_are_set_by_hand(override, expected):
+    cfg = d2ext.get_config(RECIPE, [override])
+    assert hand(cfg) == expected
+    # Without a recipe to compare with, overrides still count.
+    cfg.data.recipe = None
+    assert hand(cfg) == expected
+
+
+def test_a_list_of_augmentations_sets_sizes_and_crop():
+    resize = "{_target_: detectron2.data.transforms.ResizeShortestEdge, short_edge_length: 99}"
+    cfg = d2ext.get_config(RECIPE, [f"{MAPPER}.augmentations=[{resize}]"])
+    assert hand(cfg) == {keys.SHORT_SIDES, keys.MAX_SIZE, keys.CROP}
+
+
+def test_changes_in_python_and_in_a_copy_are_set_by_hand(tmp_path):
+    cfg = d2ext.get_config(RECIPE)
+    cfg.train.reference_batch_size = 8
+    assert hand(cfg) == {keys.BATCH, keys.TOTAL_BATCH}  # an interpolation of it
+    cfg = d2ext.get_config(RECIPE)
+    crop = {"_target_": "detectron2.data.transforms.RandomCrop", "crop_size": [9, 9]}
+    cfg.dataloader.train.mapper.augmentations.insert(1, crop)
+    assert hand(cfg) == {keys.CROP}
+    copy = copy_recipe(RECIPE, tmp_path / "mine.py")
+    assert hand(load_config(copy)) == set()
+    text = copy.read_text()
+    copy.write_text(text.replace("train.max_epochs = 24", "train.max_epochs = 30"))
+    assert text != copy.read_text()
+    assert hand(load_config(copy)) == {keys.EPOCHS}
+
+
+def test_a_file_names_what_is_set_by_hand(tmp_path):
+    file = tmp_path / "mine.py"
+    lines = ["import d2ext", f'cfg = d2ext.get_config("{RECIPE}", ["optimizer.lr=5e-4"])']
+    lines += ["globals().update(cfg)", 'data.by_hand.append("train.max_epochs")']
+    file.write_text("\n".join(lines))
+    cfg = load_config(file, ["train.warmup_iters=50"])
+    assert hand(cfg) == {keys.RATE, keys.EPOCHS, keys.ITERATIONS, keys.WARMUP}
+
+
+def test_by_hand_names_only_fields_that_may_be_chosen():
+    with pytest.raises(UserError, match=r"by_hand\[0\]='optimizer.lrr' is not .* 'optimizer.lr'"):
+        d2ext.get_config(RECIPE, ["data.by_hand=[optimizer.lrr]"])
+
+
+def test_an_unknown_recipe_is_an_error():
+    cfg = d2ext.get_config(RECIPE, ["data.recipe=custom/mask_rcnn_lite9_fpn.py"])
+    with pytest.raises(UserError, match="there is no recipe 'custom/mask_rcnn_lite9_fpn.py'; did"):
+        hand(cfg)
+
+
+def test_chosen_values_are_applied_once():
+    cfg = d2ext.get_config(RECIPE, ["train.seed=3"])
+    crop = {"_target_": "d2ext.data.loading.augment.object_crop.ObjectCrop", "size": [9, 9]}
+    values = {
+        keys.SHORT_SIDES: [64, 96],
+        keys.CROP: crop,
+        keys.RECOMPUTE_BOXES: True,
+        keys.ANCHORS: [[8], [16], [32], [64]],
+        keys.BATCH: 2,
+    }
+    made = with_choices(cfg, [Choice(key, value, "") for key, value in values.items()])
+    mapper = made.dataloader.train.mapper
+    assert mapper.augmentations[0].short_edge_length == [64, 96]
+    assert mapper.augmentations[0].max_size == 800
+    assert mapper.augmentations[1] == crop and len(mapper.augmentations) == 3
+    assert mapper.recompute_boxes is True
+    assert made.model.proposal_generator.anchor_generator.sizes == [[8], [16], [32], [64]]
+    assert made.dataloader.train.total_batch_size == 2  # an interpolation
+    assert (made.data.auto, made.data.recipe, made.data.by_hand) == (False, None, [])
+    assert cfg.data.auto and len(cfg.dataloader.train.mapper.augmentations) == 2
+
+
+def test_a_budget_without_data_auto_records_overrides():
+    overrides = ["train.budget=10 min", "train.eval_period=5"]
+    cfg = d2ext.get_config("mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", overrides)
+    assert hand(cfg) == {keys.EVALUATIONS}
+    assert with_choices(cfg, []).train.budget is None
