@@ -28,8 +28,9 @@ _ANCHOR_PERCENTS = (2, 98)  # objects between which anchors are spread
 _ANCHOR_RATIO = 1.2  # smallest ratio of two sizes of anchors
 _PER_STRIDE = 1.5  # smallest size of anchors, in strides of their level
 _FEW_IMAGES, _FEW_CORES, _SMALL_BATCH = 500, 8, 2
-_FEWEST_STEPS, _MOST_EPOCHS = 1000, 100
-_PERIODS = 6  # evaluations of a run whose length is chosen
+_ENOUGH_STEPS, _FEWEST_STEPS = 1000, 500
+_MOST_TIMES = 1.75  # as many pixels as the recipe trains on
+_PERIODS = 3  # evaluations of a run whose length is chosen
 _MOST_WARMUP = 0.1  # share of the run
 _RARE, _RARE_IMAGES = 10, 30
 
@@ -270,24 +271,42 @@ def batch(s: Situation) -> Iterator[Choice]:
 def length(s: Situation) -> Iterator[Choice]:
     """Train small datasets for enough steps, and space evaluations evenly over the run.
 
-    nnU-Net trains for a fixed number of steps regardless of the dataset's size. If the user sets
-    the length, the periods stay as well.
+    nnU-Net trains for a fixed number of steps regardless of the dataset's size. Here, the pixels of
+    all steps are limited as well, because they determine the time of a run, except for very small
+    datasets. If the user sets the length, the periods stay as well.
     """
     recipe, size = s.recipe, s.chosen.get(keys.BATCH, s.recipe.batch)
     given = not {keys.EPOCHS, keys.ITERATIONS}.isdisjoint(s.by_hand)
     if not size or not recipe.epochs or given:
         return
-    epochs = min(math.ceil(_FEWEST_STEPS * size / s.data.images), _MOST_EPOCHS)
+    enough, fewest = (
+        math.ceil(steps * size / s.data.images) for steps in (_ENOUGH_STEPS, _FEWEST_STEPS)
+    )
+    most = int(_MOST_TIMES * recipe.epochs / _pixel_ratio(s))
+    epochs = min(enough, max(most, fewest))
     if epochs <= recipe.epochs:
         return
     steps = math.ceil(epochs * s.data.images / size)
-    why = f"{epochs} epochs (was {recipe.epochs:g}): {steps} steps"
+    limit = f", at most {_MOST_TIMES:g} times the pixels" if epochs == most < enough else ""
+    why = f"{epochs} epochs (was {recipe.epochs:g}): {steps} steps{limit}"
     yield Choice(keys.EPOCHS, epochs, why)
     period = max(round(epochs / _PERIODS), 1)
     yield Choice(keys.EVALUATIONS, plural(period, "epoch"), why)
     yield Choice(keys.CHECKPOINTS, plural(period, "epoch"), why)
     if recipe.warmup and recipe.warmup > _MOST_WARMUP * steps:
         yield Choice(keys.WARMUP, max(int(_MOST_WARMUP * steps), 1), why)
+
+
+def _pixel_ratio(s: Situation) -> float:
+    """Return by how much the chosen sizes multiply the pixels of a median training image."""
+    own, new, aspect = s.recipe.short_sides, s.chosen.get(keys.SHORT_SIDES), s.data.aspect[50]
+    if not own or not new:
+        return 1.0
+    before = np.mean(own) ** 2 * min(aspect, (s.recipe.max_size or math.inf) / max(own))
+    after = np.mean(new) ** 2 * aspect
+    if crop := s.chosen.get(keys.CROP):
+        after = min(after, math.prod(crop["size"]))
+    return float(after / before)
 
 
 def rare_classes(s: Situation) -> Iterator[Choice]:

@@ -171,16 +171,25 @@ def test_the_rate_follows_the_users_batch():
 def test_small_sets_are_trained_for_enough_steps():
     found = chosen(data(images=61, size=0.2, spread=5))
     assert found[keys.EPOCHS] == math.ceil(1000 * 2 / 61) == 33
-    assert found[keys.EVALUATIONS] == found[keys.CHECKPOINTS] == "6 epochs"
+    assert found[keys.EVALUATIONS] == found[keys.CHECKPOINTS] == "11 epochs"
     assert keys.WARMUP not in found
-    assert chosen(data(images=4, size=0.2, spread=5))[keys.EPOCHS] == 100
+    assert chosen(data(images=40, size=0.2, spread=5))[keys.EPOCHS] == 42  # 1.75 times 24
+    assert chosen(data(images=4, size=0.2, spread=5))[keys.EPOCHS] == 250  # 500 steps
     assert keys.EPOCHS not in chosen(data(images=167, size=0.2, spread=5), hardware=GPU)
     assert chosen(data(images=166, size=0.2, spread=5), hardware=GPU)[keys.EPOCHS] == 25
 
 
 def test_a_short_run_has_a_shorter_warmup():
-    found = chosen(data(images=4, size=0.2, spread=5))  # 200 steps
-    assert found[keys.WARMUP] == 20
+    recipe = replace(LITE0, warmup=100)
+    assert chosen(data(images=4, size=0.2, spread=5), recipe)[keys.WARMUP] == 50  # of 500 steps
+
+
+def test_larger_images_take_fewer_epochs():
+    small = data(images=40, size=0.0527, spread=1.0)
+    sizes = chosen(small)
+    assert keys.CROP not in sizes and max(sizes[keys.SHORT_SIDES]) == 608  # was 480
+    pixels = (608 / 480) ** 2
+    assert sizes[keys.EPOCHS] == pytest.approx(42 / pixels, abs=1.5)
 
 
 @pytest.mark.parametrize("key", [keys.EPOCHS, keys.ITERATIONS])
