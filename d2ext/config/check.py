@@ -32,6 +32,9 @@ _BESIDE_TRAINING = (
 )
 # Fields outside `train` that d2ext reads.
 _OTHERS = {
+    "data.tiles": Accepts((int,), null=True, least=32),
+    "data.tile_overlap": Accepts((int, float), above=0, below=1),
+    "data.tile_min_share": Accepts((int, float), least=0, most=1),
     "optimizer.lr": Accepts((int, float), above=0),
     "dataloader.train.total_batch_size": Accepts((int,), least=1),
     "dataloader.train.num_workers": Accepts((int,), least=0),

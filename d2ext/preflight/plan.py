@@ -41,6 +41,7 @@ from d2ext.preflight.options import (
     check_options,
     check_schedule,
 )
+from d2ext.preflight.tiles import check_tiles, tile_lines
 from d2ext.preflight.validation_loss import sets_with_loss
 from d2ext.run_dir.lock import (
     check_writable,
@@ -194,6 +195,7 @@ def plan_run(
     _say(lines, *(f"{'' if i else 'split':<12}{line}" for i, line in enumerate(about)))
     differences = register_run_datasets(cfg, split)
     loaders = _loaders(cfg, eval_only, validate)
+    check_tiles(cfg, loaders)
     notes = check_model_fields(cfg)
     datasets, classes, table, caveats = check_datasets(cfg, loaders)
     _say(lines, *table, *(f"data        note: {note}" for note in [*differences, *notes]))
@@ -216,6 +218,7 @@ def plan_run(
         if key := _chosen_by(cfg, Path(source), tested):
             caveats.append(_best_caveat(cfg, key))
             _say(lines, f"results     note: {caveats[-1]}")
+        _say(lines, *tile_lines(cfg, tested))
     else:
         source = options.init_checkpoint or ""
         if overwrite and checkpoint:
@@ -223,6 +226,7 @@ def plan_run(
         elif overwrite:
             refuse_moving(output_dir, source.partition("?")[0], "train.init_checkpoint")
         train_dataset = _train_dataset(cfg)
+        _say(lines, *tile_lines(cfg, tested, train_dataset))
         fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
         num_images = _num_images(train_dataset, options, batch_size)
         schedule = resolve_schedule(options, batch_size, num_images, fraction, validate)

@@ -27,6 +27,9 @@ data = dict(
     boxes_as_masks=False,
     class_attribute=None,
     palette=None,
+    tiles=None,
+    tile_overlap=0.2,
+    tile_min_share=0.1,
 )
 datasets = dict(
     custom_train=L(annotated_dataset)(

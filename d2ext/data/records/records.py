@@ -160,6 +160,16 @@ class View(_Decoded):
         record = self.parts[part][i - self._starts[part]]
         return self.function(record) if self.function else record
 
+    @property
+    def columns(self) -> Columns:
+        """Return the columns of these records."""
+        parts = [columns_of(part) for part in self.parts]
+        columns = Columns(*(np.concatenate([getattr(c, n) for c in parts]) for n in Columns.NAMES))
+        if self.indices is not None:
+            columns = columns.take(self.indices)
+        changed = getattr(self.function, "columns", None)
+        return changed(columns) if changed else columns
+
 
 def select(records: Sequence[dict], indices: Sequence[int] | np.ndarray) -> View:
     """Return the records with these indices, in this order; indices may repeat.
@@ -214,15 +224,8 @@ class _Relabel:
 
 def columns_of(records: Sequence[dict]) -> Columns:
     """Return the columns of a list or, without decoding, of any sequence of this module."""
-    if isinstance(records, Records):
+    if isinstance(records, Records | View):
         return records.columns
-    if isinstance(records, View):
-        parts = [columns_of(part) for part in records.parts]
-        columns = Columns(*(np.concatenate([getattr(c, n) for c in parts]) for n in Columns.NAMES))
-        if records.indices is not None:
-            columns = columns.take(records.indices)
-        changed = getattr(records.function, "columns", None)
-        return changed(columns) if changed else columns
     return list_columns(records)
 
 
