@@ -27,6 +27,7 @@ from d2ext.evaluation.instances import Detections, take
 
 _SAME = 0.5  # IoU in the shared region
 _INSIDE = 0.5  # share of the smaller detection in the shared region
+_WHOLE = 0.7  # share of all parts' area that a detection of the entire object has
 _BORDER = 0.01  # share of a tile's side; a box that ends this close to a border is cut there
 
 
@@ -105,27 +106,28 @@ class JoinedTiles:
         of its keypoints the one with the highest score.
         """
         detections, masks, of_tile = self._concatenated()
-        pairs = list(self._pairs(detections, masks, of_tile))
+        corners = detections.boxes.copy()
+        corners[:, 2:] += corners[:, :2]
+        cut = self._cut(corners, np.array(self._tiles, float)[of_tile])
+        pairs = list(self._pairs(detections, masks, of_tile, corners, cut))
         groups = _groups(pairs, detections.scores, of_tile)
         height, width = self._size
         made = take(detections, np.array([rows[0] for rows in groups], np.int64))
         boxes, scores = made.boxes.copy(), made.scores.copy()
         keypoints = None if made.keypoints is None else made.keypoints.copy()
+        encoded: list[dict] | None = None if masks is None else []
         for i, rows in enumerate(groups):
-            if len(rows) == 1:
-                continue
-            parts = detections.boxes[rows]
-            low, high = parts[:, :2].min(axis=0), (parts[:, :2] + parts[:, 2:]).max(axis=0)
-            boxes[i] = [*low, *(high - low)]
+            parts = _parts(rows, corners, masks, detections.scores, cut)
+            low, high = corners[parts, :2].min(axis=0), corners[parts, 2:].max(axis=0)
+            if len(rows) > 1:
+                boxes[i] = [*low, *(high - low)]
             scores[i] = detections.scores[rows].max()
             if keypoints is not None and detections.keypoints is not None:
                 points = detections.keypoints[rows]
                 best = points[..., 2].argmax(axis=0)
                 keypoints[i] = points[best, np.arange(points.shape[1])]
-        encoded = None
-        if masks is not None:
-            whole = (united([masks[row] for row in rows]) for rows in groups)
-            encoded = [runs.encoded(height, width) for runs in whole]
+            if masks is not None and encoded is not None:
+                encoded.append(united([masks[row] for row in parts]).encoded(height, width))
         return Detections(made.image, made.label, boxes, scores, encoded, keypoints=keypoints)
 
     def _concatenated(self) -> tuple[Detections, list[Runs] | None, np.ndarray]:
@@ -145,13 +147,15 @@ class JoinedTiles:
         return Detections(image, label, boxes, scores, None, keypoints=keypoints), masks, of_tile
 
     def _pairs(
-        self, detections: Detections, masks: list[Runs] | None, of_tile: np.ndarray
+        self,
+        detections: Detections,
+        masks: list[Runs] | None,
+        of_tile: np.ndarray,
+        corners: np.ndarray,
+        cut: np.ndarray,
     ) -> Iterator["_Pair"]:
         """Yield the pairs of detections of two tiles that overlap in their shared region."""
         tiles = np.array(self._tiles, float)
-        corners = detections.boxes.copy()
-        corners[:, 2:] += corners[:, :2]
-        cut = self._cut(corners, tiles[of_tile])
         rows_of = [np.flatnonzero(of_tile == i) for i in range(len(tiles))]
         firsts, seconds = np.triu_indices(len(tiles), 1)
         regions = _intersection(tiles[firsts], tiles[seconds])
@@ -210,6 +214,30 @@ class _Pair(NamedTuple):
     iou: float
     inside: float
     part: bool
+
+
+def _parts(
+    rows: Sequence[int],
+    corners: np.ndarray,
+    masks: Sequence[Runs] | None,
+    scores: np.ndarray,
+    cut: np.ndarray,
+) -> list[int]:
+    """Return which of an object's detections to unite.
+
+    A tile that sees the object whole has a better outline than the parts in other tiles, so its
+    detection is used alone, if no part adds much to it.
+    """
+    whole = [row for row in rows if not cut[row]]
+    if not whole or len(rows) == 1:
+        return list(rows)
+    best = max(whole, key=lambda row: scores[row])
+    if masks is not None:
+        share = masks[best].area / max(united([masks[row] for row in rows]).area, 1)
+    else:
+        low, high = corners[rows, :2].min(axis=0), corners[rows, 2:].max(axis=0)
+        share = float(_area(corners[best]) / max(_area(np.append(low, high)), 1))
+    return [best] if share >= _WHOLE else list(rows)
 
 
 def _groups(pairs: Sequence[_Pair], scores: np.ndarray, of_tile: np.ndarray) -> list[list[int]]:
