@@ -60,7 +60,9 @@ def _scaled(record: dict, factors: Sequence[float]) -> dict:
         {
             **{key: value for key, value in a.items() if key != "area"},
             "bbox": [v * factors[i % 2] for i, v in enumerate(a["bbox"])],
-            "segmentation": [[v * factors[i % 2] for i, v in enumerate(p)] for p in a["segmentation"]],
+            "segmentation": [
+                [v * factors[i % 2] for i, v in enumerate(p)] for p in a["segmentation"]
+            ],
         }
         for a in record["annotations"]
     ]
@@ -220,7 +222,9 @@ def main() -> None:
     for line in accuracy(args.run, args.tiles, args.overlap):
         print(line, flush=True)
     if args.megapixels:
-        print("\n| megapixels | seconds | detections | photo MB | memory MB |\n|---|---|---|---|---|")
+        print(
+            "\n| megapixels | seconds | detections | photo MB | memory MB |\n|---|---|---|---|---|"
+        )
     for size in args.megapixels:
         command = [sys.executable, __file__, args.run, "--tiles", str(args.tiles)]
         subprocess.run([*command, "--cost", str(size)], check=True)

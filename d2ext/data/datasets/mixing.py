@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -104,10 +103,11 @@ def training_set(
             f" {', '.join(names)}"
         )
     parts, repeats, left_out, few, small = [], [], 0, 0, 0
+    _check_no_proposals(tiles, proposal_files)
     counts = None
     for every, count in zip(_loaded(names, proposal_files), times, strict=True):
         if tiles:
-            every = _tiled(every, TileOptions(tiles, tile_overlap, tile_min_share), proposal_files)
+            every = Tiles(every, TileOptions(tiles, tile_overlap, tile_min_share))
             counts = every.counts + (counts or TileCounts())
         columns, kept = columns_of(every), np.ones(len(every), bool)
         if len(every) and "annotations" in every[0]:  # some datasets only have maps of stuff
@@ -162,13 +162,12 @@ def _loaded(names: Sequence[str], proposal_files: Sequence[str] | None) -> Itera
         yield with_proposals(records, proposal_files[i], name) if proposal_files else records
 
 
-def _tiled(records: Sequence[dict], options: TileOptions, proposal_files: Any) -> Tiles:
-    if proposal_files:
+def _check_no_proposals(tiles: int | None, proposal_files: Sequence[str] | None) -> None:
+    if tiles and proposal_files:
         raise UserError(
-            f"data.tiles={options.side} cannot cut proposals (proposal_files={proposal_files}); set"
+            f"data.tiles={tiles} cannot cut proposals (proposal_files={list(proposal_files)}); set"
             " one of them to null"
         )
-    return Tiles(records, options)
 
 
 def _random_subset(count: int, fraction: float) -> np.ndarray:
@@ -225,10 +224,11 @@ def evaluation_set(
         UserError: A proposal file is invalid, or their number is not that of `names`.
     """
     names = [names] if isinstance(names, str) else list(names)
+    _check_no_proposals(tiles, proposal_files)
     parts = list(_loaded(names, proposal_files))
     records = parts[0] if len(parts) == 1 else join(parts)
     if filter_empty:
         records = select(records, columns_of(records).objects > 0)
     if not tiles:
         return records
-    return _tiled(records, TileOptions(tiles, tile_overlap, tile_min_share), proposal_files)
+    return Tiles(records, TileOptions(tiles, tile_overlap, tile_min_share))

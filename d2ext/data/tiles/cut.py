@@ -155,6 +155,8 @@ def _cut_polygons(
     for polygon in polygons:
         xs, ys = polygon[::2], polygon[1::2]
         size = polygon_area(polygon)
+        if size <= _LEAST:
+            continue
         total += size
         if min(xs) >= x0 and min(ys) >= y0 and max(xs) <= x1 and max(ys) <= y1:
             made.append(list(polygon))

@@ -11,9 +11,7 @@ from d2ext.config.tiles import TileOptions
 from d2ext.data.loading.loader import build_test_loader
 from d2ext.data.loading.mapper import Mapper
 from d2ext.data.tiles.records import Tiles
-from d2ext.evaluation.instances import Detections
 from d2ext.evaluation.predictions import predict
-from d2ext.evaluation.tiles.join import JoinedTiles
 from tests.painted import ColorModel, box_of, encoded, paint, record_of
 
 SIZE = 100, 150  # height and width of a photo
