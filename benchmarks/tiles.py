@@ -2,14 +2,14 @@
 
     python benchmarks/tiles.py work_dirs/mask_rcnn_lite0_fpn_balloon [--megapixels 4 25 100]
 
-The mosaic holds the validation photos of a run, each with half the side of a tile as its short side.
-The model predicts on the photos one by one, and on the mosaic with `data.tiles`, at the same scale;
+The mosaic holds the validation photos of a run, each with half a tile's side as its short side. The
+model predicts on the photos one by one, and on the mosaic with `data.tiles`, at the same scale;
 both are compared with the same objects. *Twice* counts the objects with several detections (score
 0.5, IoU 0.5), and *split* those with several detections that lie mostly inside of them.
 
 Large photos are mosaics of the same photos, repeated. Each size is measured in its own process:
-*memory* is the highest resident memory minus that of a small photo, and *photo* the bytes of the
-decoded photo.
+*photo* is the decoded photo, and *memory* what the prediction adds to the highest resident memory
+of the process, which already holds the photo and has predicted on a small one.
 """
 
 import argparse
@@ -198,10 +198,8 @@ def cost(run: str, side: int, megapixels: float) -> None:
     prediction = tiled(whole)
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"| {megapixels:g} | {seconds:.1f} | {len(prediction.scores)} | {whole.nbytes / 2**20:.0f} |"
-        f" {after - before:.0f} |"
-    )
+    found, photo = len(prediction.scores), whole.nbytes / 2**20
+    print(f"| {megapixels:g} | {seconds:.1f} | {found} | {photo:.0f} | {after - before:.0f} |")
 
 
 def main() -> None:

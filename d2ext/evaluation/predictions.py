@@ -93,7 +93,7 @@ def predict(
     # Keep detections in one block of memory. As small objects, they would be allocated between
     # the masks of the images, and glibc could neither reuse nor release the memory of the masks.
     kept, count = io.BytesIO(), 0
-    photos = OpenPhotos()
+    open_photos = OpenPhotos()
     for evaluator in evaluators.values():
         evaluator.reset()
     # Evaluators may keep tensors and change them later, which inference mode forbids.
@@ -102,8 +102,8 @@ def predict(
         with mode:
             for inputs in filter(None, interruptibly(loader)):  # empty without readable images
                 before_batch()
-                complete = False
                 outputs = model(inputs) if evaluators else list(outputs_of(model, inputs))
+                photos: list[tuple[dict, dict]] = []  # with tiles, those that are complete
                 for sample, output in zip(inputs, outputs, strict=True):
                     if needs_instances and "instances" not in output:
                         raise UserError(
@@ -116,21 +116,22 @@ def predict(
                     i, detections = place[sample[key]], None
                     if "instances" in output:
                         detections = detections_of(i, output["instances"].to("cpu"))
+                    photo = sample, output
                     if "tile" in sample:
                         check_joinable(output)
                         assert detections is not None
-                        detections = photos.add(sample, detections, i)
+                        detections = open_photos.add(sample, detections, i)
                         if detections is None:
                             continue  # a later tile completes the photo
                         if evaluators:
-                            inputs, outputs = [_photo(sample)], [_output(sample, detections)]
+                            photo = _photo(sample), _output(sample, detections)
+                    photos.append(photo)
                     found = _Found(i, detections, predicted_segmentation(output, metadata))
                     pickle.dump(found, kept)
                     count += 1
-                    complete = True
-                for name, evaluator in evaluators.items() if complete else ():
+                for name, evaluator in evaluators.items() if photos else ():
                     with errors_located(f"evaluators.{name}"):
-                        evaluator.process(inputs, outputs)
+                        evaluator.process([p[0] for p in photos], [p[1] for p in photos])
     finally:
         model.train(training)
     with waiting_for("the predictions of the other ranks", needed=comm.is_main_process):
