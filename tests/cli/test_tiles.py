@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from PIL import Image
 
 from d2ext.data.formats.coco import to_coco
 from d2ext.data.formats.via import read_via
-from tests.conftest import REPO
+from tests.conftest import REPO, checkout_env
 from tests.detectron2_style.photos import write_photos
 
 CONFIG = REPO / "configs/custom/mask_rcnn_lite0_fpn.py"
@@ -87,11 +90,19 @@ def test_a_run_in_tiles(train_net, d2ext_command, mosaics, tmp_path):
     assert a["model"].keys() == b["model"].keys()
     assert all(torch.equal(value, b["model"][key]) for key, value in a["model"].items())
 
+    results = {key: value for key, value in results.items() if "validation_loss" not in key}
     done = d2ext_command("evaluate", tmp_path / "a", "--weights", "last")
     assert done.status == 0, done.stderr
-    assert _results(tmp_path / "a" / "eval") == pytest.approx(
-        {k: v for k, v in results.items() if "validation_loss" not in k}, nan_ok=True
+    assert _results(tmp_path / "a" / "eval") == pytest.approx(results, nan_ok=True)
+    shutil.rmtree(tmp_path / "a" / "eval")
+    evaluate = ["evaluate", tmp_path / "a", "--weights", "last", "--num-gpus", "2"]
+    subprocess.run(
+        [sys.executable, "-m", "d2ext", *evaluate],
+        env=checkout_env(),
+        capture_output=True,
+        check=True,
     )
+    assert _results(tmp_path / "a" / "eval") == pytest.approx(results, nan_ok=True)
     evaluated = json.loads((tmp_path / "a" / "predictions" / "custom_val.json").read_text())
     photos = [f"{mosaics[3].partition('=')[2]}/val{k}.png" for k in range(2)]
     flags = ["--output", tmp_path / "out", "--score-threshold", "0", "--weights", "last"]
