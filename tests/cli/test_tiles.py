@@ -177,7 +177,7 @@ def style(tmp_path, monkeypatch):
 
 
 def test_a_config_of_detectron2_trains_in_tiles(train_net, style):
-    """It has no section `data`, and its mapper is Detectron2's DatasetMapper."""
+    """Such a config has no section `data`; its mapper is Detectron2's DatasetMapper."""
     done = train_net("--work-dir", "run", "data.tiles=48", config=STYLE / "mask_rcnn.py")
     assert done.status == 0, done.stderr
     assert "6 photos -> 36 tiles" in done.stdout and "replaces Detectron2's" in done.stdout
