@@ -51,6 +51,9 @@ EXTRAS_REQUIRE = {
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
     # Before 0.30, it requires opencv-python, which overwrites the headless version.
     "supervision": ["supervision>=0.30"],  # Prediction.to_supervision
+    # 2.0.8 is the last version under the MIT license and no longer maintained. Its successor,
+    # albumentationsx, is under the AGPL, which not every project can accept.
+    "albumentations": ["albumentations>=2.0.8,<2.1"],
     "heic": ["pillow-heif>=0.18"],  # reads HEIC photos of iPhones, which Pillow cannot
     # MLflow without its server, and the packages that its default store, a SQLite database, needs.
     # The full `mlflow` has the same client.
@@ -63,6 +66,7 @@ EXTRAS_REQUIRE = {
         "mkdocstrings-python>=1.12",
     ],
     "dev": [
+        "albumentations>=2.0.8,<2.1",
         "codespell>=2.4",
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # runs the notebook of the tests

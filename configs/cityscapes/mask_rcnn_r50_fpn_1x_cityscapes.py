@@ -21,7 +21,7 @@ from detectron2.config import LazyCall as L
 
 from d2ext.evaluation.cityscapes import CityscapesMetric
 
-from ..common.data.cityscapes import dataloader, datasets
+from ..common.data.cityscapes import data, dataloader, datasets
 from ..common.evaluators import evaluators
 from ..common.models.mask_rcnn_fpn import model
 from ..common.optim import SGD as optimizer

@@ -10,6 +10,8 @@ from d2ext.text import did_you_mean
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train", "datasets", "evaluators")
 
+# Values of `data.augmentation`, in addition to lists of augmentations.
+PRESETS = ("none", "light", "strong", "aerial")
 # Sections that determine what each step computes, except for the machine-specific fields.
 _SHARED = ("model", "optimizer", "lr_multiplier", "train")
 _OF_A_MACHINE = ("train.output_dir", "train.init_checkpoint", "train.device", "train.dist")
@@ -32,6 +34,7 @@ _BESIDE_TRAINING = (
 )
 # Fields outside `train` that d2ext reads.
 _OTHERS = {
+    "data.augmentation": Accepts((str, list), True, PRESETS),
     "data.tiles": Accepts((int,), null=True, least=32),
     "data.tile_overlap": Accepts((int, float), above=0, below=1),
     "data.tile_min_share": Accepts((int, float), least=0, most=1),
@@ -139,6 +142,8 @@ def shared_fields(cfg: Any) -> dict[str, str]:
     found = {key: text for name in _SHARED for key, text in _texts(name, values[name])}
     batch = values["dataloader"]["train"].get("total_batch_size")
     found["dataloader.train.total_batch_size"] = str(batch)
+    if (augmentation := _checked_fields(values).get("data.augmentation")) is not None:
+        found |= _texts("data", {"augmentation": augmentation})
     return {key: text for key, text in found.items() if not key.startswith(_OF_A_MACHINE)}
 
 

@@ -34,6 +34,10 @@ _HELP = {
         "str or null",
         "attribute of VIA regions that holds their class; None: it is detected",
     ),
+    "data.augmentation": (
+        "str, list or null",
+        "none, light, strong, aerial, or a list of augmentations; None: the recipe's own",
+    ),
     "data.palette": ("list or null", "[[220, 20, 60], ...]: one color per class, for pictures"),
     "data.tiles": (
         "int or null",

@@ -6,7 +6,7 @@ from typing import Any
 from d2ext.config.check import target_name
 
 OVERLAP, MIN_SHARE = 0.2, 0.1  # defaults of `data.tile_overlap` and `data.tile_min_share`, as SAHI
-TILE_KEYS: dict[str, Any] = {"tiles": None, "tile_overlap": OVERLAP, "tile_min_share": MIN_SHARE}
+_KEYS: dict[str, Any] = {"tiles": None, "tile_overlap": OVERLAP, "tile_min_share": MIN_SHARE}
 _MIXING = "d2ext.data.datasets.mixing."
 _CUTTING = (f"{_MIXING}training_set", f"{_MIXING}evaluation_set")  # these take the keys
 _SPLITS = ("train", "val", "test")
@@ -35,7 +35,7 @@ class TileOptions:
 def tile_options(cfg: Any) -> TileOptions | None:
     """Return the tiles of a config; None if photos are not cut."""
     data = cfg.get("data") or {}
-    side, overlap, min_share = (data.get(key, default) for key, default in TILE_KEYS.items())
+    side, overlap, min_share = (data.get(key, default) for key, default in _KEYS.items())
     return TileOptions(side, overlap, min_share) if side else None
 
 
@@ -50,12 +50,12 @@ def use_tiles(cfg: Any) -> None:
     """
     if not tile_options(cfg):
         return
-    for key, default in TILE_KEYS.items():
+    for key, default in _KEYS.items():
         cfg.data.setdefault(key, default)
     for split in _SPLITS:
         loader = cfg.dataloader.get(split)
         if cuts_tiles(loader):
-            loader.dataset.update({key: f"${{data.{key}}}" for key in TILE_KEYS})
+            loader.dataset.update({key: f"${{data.{key}}}" for key in _KEYS})
 
 
 def cuts_tiles(loader: Any) -> bool:

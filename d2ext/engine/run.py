@@ -19,6 +19,7 @@ from d2ext.checkpoint import files as ckpt
 from d2ext.checkpoint.fingerprint import fingerprint, warn_of_changes
 from d2ext.checkpoint.hook import CheckpointHook
 from d2ext.checkpoint.weights.initial import load_weights
+from d2ext.config.augmentation import with_augmentation
 from d2ext.config.lr_scaling import scale_config
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Schedule
@@ -276,6 +277,8 @@ class Run:
         else:
             # The plan came from another process, so this rank builds everything itself.
             self.cfg = self.original_cfg
+            if not self.plan.eval_only:
+                self.cfg = with_augmentation(self.cfg)
             if self.plan.scaling:
                 self.cfg, _ = scale_config(self.cfg, comm.get_world_size())
             register_run_datasets(self.cfg, self.plan.split)

@@ -11,6 +11,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from d2ext.config.augmentation import with_augmentation
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.loading.loader import Loader, build_test_loader
 from d2ext.data.prepare.cityscapes import require_cityscapes
@@ -68,6 +69,7 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
     Raises:
         UserError: The config or the dataset is invalid.
     """
+    cfg = with_augmentation(cfg) if split == "train" else cfg
     folder = cfg.train.get("output_dir")
     register_run_datasets(cfg, kept_split(Path(folder)) if folder else None)
     section = f"dataloader.{split}"

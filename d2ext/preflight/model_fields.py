@@ -133,6 +133,7 @@ def check_annotations(
     objects = columns_of(records).objects_only()
     if reads_masks and (needs.masks or np.any(objects.masks != NO_MASK)):
         check_masks(name, records, _argument(mapper, "instance_mask_format") or "polygon")
+    _check_copy_paste(cfg, name, records, reads_masks)
     if needs.keypoints and reads_keypoints is False:
         raise UserError(
             f"{needs.keypoints} needs keypoints, but {_MAPPER}.use_keypoint=False; set it to True,"
@@ -155,6 +156,23 @@ def check_annotations(
             " sem_seg_file_name; add it to the records (label_root of a coco_dataset), or use a"
             " model without that head"
         )
+
+
+def _check_copy_paste(
+    cfg: Any, name: str, records: Sequence[dict], reads_masks: bool | None
+) -> None:
+    """Raise a UserError if objects are to be pasted by masks that the samples do not have."""
+    field = "dataloader.train.copy_paste"
+    if not _get(cfg, field):
+        return
+    masks = columns_of(records).objects_only().masks
+    if reads_masks is False:
+        problem = f"{_MAPPER}.use_instance_mask=False; set it to True"
+    elif lacking := int(np.sum(masks == NO_MASK)):
+        problem = f"{lacking} of {len(masks)} objects of dataset {name!r} have none; add them"
+    else:
+        return
+    raise UserError(f"{field} needs masks, but {problem}, or set {field}=null")
 
 
 def check_proposals(cfg: Any, split: str, name: str, records: Sequence[dict]) -> None:
@@ -500,6 +518,12 @@ def _check_flips(mapper: Any, name: str, number: int) -> Iterator[str]:
     nodes = [node for _, node in _nodes(mapper.get("augmentations"), "")]
     with config_errors(f"{_MAPPER}.augmentations"):
         flips = [node for node in nodes if _target(node) is RandomFlip]
+    if any(_argument(flip, "vertical") for flip in flips):
+        yield (
+            f"{name}: vertical flips mirror images, but Detectron2 does not exchange left and right"
+            " keypoints for them; use a horizontal RandomFlip and"
+            " d2ext.data.loading.augment.quarter_turn.RandomQuarterTurn"
+        )
     if not any(_argument(flip, "horizontal") for flip in flips):
         return
     field = f"{_MAPPER}.keypoint_hflip_indices"

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
+from d2ext.config.augmentation import augmentation_lines, with_augmentation
 from d2ext.config.flatten import flatten
 from d2ext.config.load import load_config
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
@@ -171,11 +172,15 @@ def plan_run(
     """
     lines: list[str] = []
     check_flags(eval_only, weights, resume, resume_from, overwrite)
+    augmentations = []
+    if not eval_only:
+        given, cfg = cfg, with_augmentation(cfg)
+        augmentations = augmentation_lines(given, cfg)
     options = TrainOptions.from_config(cfg.train)
     device, description = choose_device(options.device, num_gpus, gpu_each)
     output_dir = Path(options.output_dir or Path("work_dirs") / name)
     _say(lines, f"output      {output_dir}", f"device      {description}")
-    _say(lines, *_origin_lines(cfg, device))
+    _say(lines, *_origin_lines(cfg, device), *augmentations)
     if options.eval_period == 0 and not cfg.evaluators:
         validate = False  # as in imported configs without validation data
     check_options(cfg, options, device, validate, eval_only, tta, expect)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from d2ext.config.augmentation import with_augmentation
 from d2ext.config.load import load_config
 from d2ext.data.datasets.register import unregister_datasets
 from d2ext.engine.builders import build_train_loader
@@ -44,6 +45,24 @@ def test_train_samples_equal_those_of_a_training(load, start):
         assert record["file_name"] == sample["file_name"] and "annotations" in record
     other_seed = next(open_split(load("train.seed=6"), "train", start).pairs())[1]
     assert not torch.equal(other_seed["image"], trained[0]["image"])
+
+
+def test_samples_of_a_preset_are_those_of_a_training(load):
+    """Including the objects that are pasted, whose photo is named."""
+    cfg = load("data.augmentation=strong", "train.seed=2")
+    shown = [s for _, s in itertools.islice(open_split(cfg, "train", 3).pairs(), 8)]
+    loader = build_train_loader(with_augmentation(cfg), start_iter=0)
+    trained = list(itertools.islice(itertools.chain.from_iterable(loader), 3, 11))
+    for sample, other in zip(shown, trained, strict=True):
+        assert torch.equal(sample["image"], other["image"])
+        assert sample.get("pasted_from") == other.get("pasted_from")
+    assert 0 < sum("pasted_from" in sample for sample in shown) < 8
+    plain = [
+        s for _, s in itertools.islice(open_split(load("train.seed=2"), "train", 3).pairs(), 8)
+    ]
+    assert not all(torch.equal(a["image"], b["image"]) for a, b in zip(shown, plain, strict=True))
+    val = [list(open_split(c, "val").pairs()) for c in (cfg, load())]
+    assert all(torch.equal(a["image"], b["image"]) for (_, a), (_, b) in zip(*val, strict=True))
 
 
 def test_val_samples_are_those_of_an_evaluation_with_ground_truth(load):

@@ -8,6 +8,7 @@ import detectron2.model_zoo
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.structures import BoxMode
 from omegaconf import OmegaConf
 
 from d2ext.config.load import load_config
@@ -302,3 +303,42 @@ def test_images_smaller_than_a_feature_cell_are_a_note(cfg):
     assert "images of 60 x 90 pixels" in size_note(cfg.model, {"image": torch.zeros(3, 60, 90)})
     assert size_note(cfg.model, {"image": torch.zeros(3, 64, 90)}) is None
     assert size_note(OmegaConf.create(), {"image": torch.zeros(3, 1, 1)}) is None
+
+
+def test_pasted_objects_need_masks(cfg):
+    """Also for a model that is trained on boxes only, whose data need no masks."""
+    cfg.model.roi_heads.mask_head = None
+    cfg.dataloader.train.copy_paste = {
+        "_target_": "d2ext.data.loading.augment.copy_paste.CopyPaste"
+    }
+    box = {"bbox": [0, 0, 5, 5], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    polygon = {**box, "segmentation": [[0, 0, 5, 0, 5, 5]]}
+
+    def check(*annotations):
+        records = [{"file_name": "a.jpg", "height": 9, "width": 9, "annotations": annotations}]
+        return list(check_annotations(cfg, "mine", records, ["a"]))
+
+    assert check(polygon, polygon) == []
+    cfg.dataloader.train.mapper.use_instance_mask = False
+    with pytest.raises(UserError, match="copy_paste needs masks, but .*use_instance_mask=False"):
+        check(polygon)
+    cfg.dataloader.train.mapper = {"_target_": "theirs.Mapper"}
+    with pytest.raises(UserError, match="copy_paste needs masks, but 1 of 2 objects of dataset"):
+        check(polygon, box)
+    cfg.dataloader.train.copy_paste = None
+    assert check(polygon, box) == []
+
+
+@pytest.mark.parametrize(("vertical", "count"), [(True, 1), (False, 0)])
+def test_vertical_flips_of_keypoints_get_a_note(cfg, vertical, count):
+    kind = "vertical: true, horizontal: false" if vertical else "horizontal: true"
+    mapper = "dataloader.train.mapper"
+    flip = f"{{_target_: detectron2.data.transforms.RandomFlip, {kind}}}"
+    overrides = [f"{mapper}.augmentations[1]={flip}", f"{mapper}.use_keypoint=True"]
+    apply_overrides(cfg, [*overrides, f"+{mapper}.keypoint_hflip_indices=[1, 0]"])
+    cfg.model.roi_heads.keypoint_head = {"num_keypoints": 2}
+    annotation = {"bbox": [0, 0, 5, 5], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    annotation |= {"segmentation": [[0, 0, 5, 0, 5, 5]], "keypoints": [1, 1, 2, 3, 3, 2]}
+    records = [{"file_name": "a.jpg", "height": 9, "width": 9, "annotations": [annotation]}]
+    notes = list(check_annotations(cfg, "mine", records, ["a"]))
+    assert sum("vertical flips mirror images" in note for note in notes) == count

@@ -51,3 +51,33 @@ def test_the_folder_of_another_programs_run(repo, tiny, tmp_path):
         plan("", overwrite=True, resume_from=str(theirs))
     assert plan("", overwrite=True).overwrite
     assert [path.name for path in folder.iterdir()] == [theirs.name]
+
+
+@pytest.mark.parametrize("preset", ["none", "light", "strong", "aerial"])
+def test_presets_pass_preflight(repo, tiny, tmp_path, preset):
+    recipe = repo / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+    cfg = load_config(recipe, [*tiny, f"data.augmentation={preset}"])
+    plan = plan_run(cfg, "run", validate=False)
+    [line] = [line for line in plan.lines if line.startswith("augment ")]
+    assert line.startswith(f"augment     {preset}: ResizeShortestEdge, RandomCrop")
+    assert ("copy-paste (50 %)" in line) == (preset == "strong")
+    assert cfg.data.augmentation == preset and plan.built.cfg.data.augmentation is None
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    evaluation = plan_run(cfg, "run", eval_only=True, weights=str(weights))
+    assert not any(line.startswith("augment ") for line in evaluation.lines)
+
+
+def test_pasting_without_masks_is_refused_before_the_first_sample(repo, tiny):
+    """The preset turns it off instead, and says so."""
+    recipe = repo / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+    boxes = ["model.roi_heads.mask_in_features=null", "model.roi_heads.mask_pooler=null"]
+    boxes += ["model.roi_heads.mask_head=null", "dataloader.train.mapper.use_instance_mask=False"]
+    boxes += ["dataloader.train.mapper.recompute_boxes=False", "train.best.metric=null"]
+    paste = "{_target_: d2ext.data.loading.augment.copy_paste.CopyPaste}"
+    paste = f"+dataloader.train.copy_paste={paste}"
+    with pytest.raises(UserError, match=r"copy_paste needs masks, but .*use_instance_mask=False;"):
+        plan_run(load_config(recipe, [*tiny, *boxes, paste]), "run", validate=False)
+    cfg = load_config(recipe, [*tiny, *boxes, "data.augmentation=strong"])
+    lines = "\n".join(plan_run(cfg, "run", validate=False).lines)
+    assert "no copy-paste, because the model has no masks" in lines

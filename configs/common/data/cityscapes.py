@@ -6,6 +6,7 @@ read with the package cityscapesscripts. `d2ext prepare cityscapes` checks both.
 
 from .loader import dataloader
 
+data = dict(augmentation=None)
 datasets = dict()  # empty, because Detectron2 has registered the datasets
 dataloader.train.dataset.names = "cityscapes_fine_instance_seg_train"
 dataloader.val.dataset.names = "cityscapes_fine_instance_seg_val"

@@ -27,6 +27,7 @@ data = dict(
     boxes_as_masks=False,
     class_attribute=None,
     palette=None,
+    augmentation=None,
     tiles=None,
     tile_overlap=0.2,
     tile_min_share=0.1,

@@ -2,6 +2,6 @@
 
 import os
 
-data = dict(root="${oc.env:DETECTRON2_DATASETS,datasets}")
+data = dict(root="${oc.env:DETECTRON2_DATASETS,datasets}", augmentation=None)
 if os.environ.get("DETECTRON2_DATASETS") == "":  # as if unset
     data["root"] = "datasets"

@@ -6,7 +6,6 @@ from typing import Any
 from d2ext.config.adapters.lazy import DATASET
 from d2ext.config.check import target_name
 from d2ext.config.num_classes import class_fields, follow_classes
-from d2ext.config.tiles import TILE_KEYS
 from d2ext.errors import UserError
 
 _WHOLE = ("data.json=", "data.images=")  # one file, which is split
@@ -86,9 +85,7 @@ def use_own_data(cfg: Any, template: Any, overrides: Sequence[str]) -> None:
     for name in before - _names(cfg):  # their files may be missing
         cfg.datasets.pop(name, None)
     cfg.datasets = OmegaConf.merge(cfg.datasets, template.datasets)
-    before_data = cfg.get("data") or {}
-    tiles = {key: before_data[key] for key in TILE_KEYS if key in before_data}
-    cfg.data = OmegaConf.merge(before_data, template.data, tiles)
+    cfg.data = OmegaConf.merge(template.data, cfg.get("data") or {})
     changes += _exchange_metrics(cfg)
     origin = cfg.get("origin") or {"format": "", "changes": [], "ignored": []}
     cfg.origin = {**origin, "changes": [*origin["changes"], *dict.fromkeys(changes)]}

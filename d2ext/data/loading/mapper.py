@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import detectron2.data.transforms as T
 import numpy as np
+import pycocotools.mask
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import (
@@ -21,6 +22,7 @@ from detectron2.data.detection_utils import (
     transform_proposals,
 )
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.structures.masks import polygons_to_bitmask
 from fvcore.transforms.transform import HFlipTransform, Transform, TransformList
 from PIL import Image
 
@@ -35,7 +37,7 @@ class Mapper(DatasetMapper):
     """Detectron2's DatasetMapper with the same samples, up to rounding of resized pixels.
 
     Label maps are read in training only. Bitmap masks are padded with 0, also by transforms that
-    pad label maps with another label.
+    pad label maps with another label. Polygons become bitmaps if a transform may bend their edges.
 
     Arguments that are not listed here are those of Detectron2's DatasetMapper.
 
@@ -162,6 +164,7 @@ class Mapper(DatasetMapper):
         polygons = self.instance_mask_format == "polygon" and all(
             isinstance(m, list) for m in masks
         )
+        polygons = polygons and not _need_bitmaps(transforms)
         if self.use_keypoint and self.keypoint_hflip_indices is not None:
             unlabeled = [0] * (3 * len(self.keypoint_hflip_indices))
             objects = [{**a, "keypoints": a.get("keypoints") or unlabeled} for a in objects]
@@ -188,7 +191,11 @@ class Mapper(DatasetMapper):
         self, objects: Sequence[dict], transforms: TransformList, image_shape: tuple[int, int]
     ) -> Instances:
         """Return the transformed objects by Detectron2's functions, with bitmaps or keypoints."""
-        unread = {"segmentation": not self.use_instance_mask, "keypoints": not self.use_keypoint}
+        draws = self.use_instance_mask and _need_bitmaps(transforms)
+        unread = {
+            "segmentation": draws or not self.use_instance_mask,
+            "keypoints": not self.use_keypoint,
+        }
         padding_masks = TransformList([_padding_with_zeros(t) for t in transforms.transforms])
         annotations = [
             transform_instance_annotations(
@@ -199,7 +206,19 @@ class Mapper(DatasetMapper):
             )
             for a in objects
         ]
-        return annotations_to_instances(annotations, image_shape, self.instance_mask_format)
+        if self.keypoint_hflip_indices is not None and _pipelines_mirror(transforms):
+            order = np.asarray(self.keypoint_hflip_indices, int)
+            annotations = [
+                {**a, "keypoints": a["keypoints"][order]} if "keypoints" in a else a
+                for a in annotations
+            ]
+        if draws:
+            annotations = [
+                {**made, "segmentation": _drawn(a["segmentation"], padding_masks)}
+                for made, a in zip(annotations, objects, strict=True)
+            ]
+        mask_format = "bitmask" if draws else self.instance_mask_format
+        return annotations_to_instances(annotations, image_shape, mask_format)
 
 
 class _Input(T.AugInput):
@@ -232,6 +251,39 @@ class _Input(T.AugInput):
             self.image = tfm.apply_image(image)
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+
+
+def _pipelines_mirror(transforms: TransformList) -> bool:
+    """Return whether left and right change places in pipelines of other libraries.
+
+    Detectron2's function for annotations exchanges the keypoints for its horizontal flips.
+    """
+    return sum(_has(t, "mirrors") for t in transforms.transforms) % 2 == 1
+
+
+def _need_bitmaps(transforms: TransformList) -> bool:
+    """Return whether a transform cannot move polygons."""
+    return any(_has(t, "needs_bitmaps") for t in transforms.transforms)
+
+
+def _has(transform: Transform, name: str) -> bool:
+    return bool(getattr(transform, name, False))
+
+
+def _drawn(segmentation: Any, transforms: TransformList) -> np.ndarray:
+    """Return a mask (H, W), uint8, at its place in the augmented image.
+
+    Args:
+        segmentation: Polygons or RLE.
+        transforms: Transforms, one of which needs bitmaps. Polygons are drawn before that one.
+    """
+    steps = transforms.transforms
+    if isinstance(segmentation, dict):
+        return transforms.apply_segmentation(pycocotools.mask.decode(segmentation))
+    at = next(i for i, step in enumerate(steps) if _has(step, "needs_bitmaps"))
+    (polygons,) = transform_polygons([segmentation], TransformList(steps[:at]))
+    bitmap = polygons_to_bitmask(polygons, steps[at].height, steps[at].width)
+    return TransformList(steps[at:]).apply_segmentation(bitmap.astype(np.uint8))
 
 
 def _padding_with_zeros(transform: Transform) -> Transform:

@@ -10,6 +10,7 @@ import pytest
 
 import d2ext
 from d2ext.config import recipes
+from d2ext.config.augmentation import with_augmentation
 from d2ext.config.mmdetection.importer import import_config, translate
 from d2ext.config.mmdetection.read import read_config
 from d2ext.errors import UserError
@@ -176,3 +177,22 @@ def test_calls_in_a_config_are_errors(imported, text):
     """Detectron2 would call a `_target_` when it builds the run."""
     with pytest.raises(UserError):
         imported(text.replace("CALL", "dict(_target_='os.system', command='touch ran')"))
+
+
+def test_an_imported_config_takes_presets(imported, tmp_path):
+    """Its own distortions are replaced; its crop stays."""
+    steps = [
+        "dict(type='LoadImageFromFile')",
+        "dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=False)",
+        "dict(type='PhotoMetricDistortion')",
+        "dict(type='RandomCrop', crop_size=(300, 200))",
+        "dict(type='RandomFlip', prob=0.5)",
+    ]
+    text = f"train_dataloader = dict(dataset=dict(pipeline=[{', '.join(steps)}]))\n"
+    (tmp_path / "theirs.py").write_text(imported(text).text)
+    cfg = d2ext.load_config(tmp_path / "theirs.py", ["data.augmentation=aerial"])
+    names = [
+        str(getattr(node._target_, "__name__", node._target_)).rpartition(".")[2]
+        for node in with_augmentation(cfg).dataloader.train.mapper.augmentations
+    ]
+    assert names == ["RandomCrop", "RandomFlip", "RandomQuarterTurn", "ColorJitter"]

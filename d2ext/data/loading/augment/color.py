@@ -34,11 +34,13 @@ class Distortion:
         """Return the changed image; values are clipped to 0 to 255.
 
         Args:
-            image: Array (H, W, 3), uint8.
+            image: Array (H, W, 3) or gray (H, W, 1), uint8. Only brightness and contrast change a
+                gray image.
 
         Returns:
-            Array (H, W, 3), uint8.
+            Array of the same shape, uint8.
         """
+        is_gray = image.shape[2] == 1
         pixels = image.astype(np.float32) + np.float32(self.brightness)
         if not self.contrast_last:
             pixels *= np.float32(self.contrast)
@@ -47,14 +49,15 @@ class Distortion:
             if self.is_rgb
             else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
         )
-        if self.saturation != 1 or self.hue:
+        if not is_gray and (self.saturation != 1 or self.hue):
             hsv = cv2.cvtColor(pixels, to_hsv)  # degrees, 0 to 1, and levels
             hsv[..., 1] = np.clip(hsv[..., 1] * np.float32(self.saturation), 0, 1)
             hsv[..., 0] = (hsv[..., 0] + np.float32(self.hue)) % 360
             pixels = cv2.cvtColor(hsv, back)
         if self.contrast_last:
             pixels *= np.float32(self.contrast)
-        pixels = pixels[..., list(self.channels)]
+        if not is_gray:
+            pixels = pixels[..., list(self.channels)]
         return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
@@ -69,7 +72,7 @@ class PhotoMetricDistortion(T.Augmentation):
         contrast_range: Smallest and largest factor of the levels.
         saturation_range: Smallest and largest factor of the saturation.
         hue_delta: Largest change of the hue, in degrees.
-        image_format: RGB or BGR.
+        image_format: RGB, BGR or L.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class PhotoMetricDistortion(T.Augmentation):
         self._is_rgb = image_format == "RGB"
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return a random transform for an image (H, W, 3), uint8."""
+        """Return a random transform for an image (H, W, 3) or (H, W, 1), uint8."""
         brightness = self._drawn((-self._brightness, self._brightness), 0.0)
         contrast_last = bool(np.random.randint(2))
         distortion = Distortion(
@@ -129,7 +132,7 @@ class ColorJitter(T.Augmentation):
             contrast: Smallest and largest factor of the difference to the mean level; positive.
             saturation: Smallest and largest factor of the saturation.
             hue: Largest change of the hue in degrees, in both directions.
-            image_format: RGB or BGR.
+            image_format: RGB, BGR or L.
 
         Raises:
             ValueError: A factor of the contrast is not positive.
@@ -142,7 +145,7 @@ class ColorJitter(T.Augmentation):
         self.image_format = image_format
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return a random transform for an image (H, W, 3), uint8."""
+        """Return a random transform for an image (H, W, 3) or (H, W, 1), uint8."""
         added = np.random.uniform(-self.brightness, self.brightness)
         factor = np.random.uniform(self.contrast[0], self.contrast[1])
         distortion = Distortion(

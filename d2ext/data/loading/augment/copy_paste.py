@@ -62,7 +62,8 @@ class CopyPaste:
         chosen &= moved.any(dim=(1, 2)) & (_share(moved, masks) >= self.min_visible)
         if not chosen.any():
             return sample
-        pasted = _shifted(source["instances"], moved, offset)[chosen]
+        cut = moved.sum(dim=(1, 2)) != masks.sum(dim=(1, 2))
+        pasted = _shifted(source["instances"], moved, offset, cut)[chosen]
         hiding = moved[chosen].any(dim=0)
         made = {**sample, "pasted_from": [source["file_name"]]}
         pixels = _moved(source["image"], offset, (height, width), 0)
@@ -148,19 +149,24 @@ def _copied(objects: Instances, size: tuple[int, int]) -> Instances:
     return Instances(size, **objects.get_fields())
 
 
-def _shifted(objects: Instances, masks: torch.Tensor, offset: tuple[int, int]) -> Instances:
+def _shifted(
+    objects: Instances, masks: torch.Tensor, offset: tuple[int, int], cut: torch.Tensor
+) -> Instances:
     """Return objects at their place in another image.
 
     Args:
         objects: The objects.
         masks: Their masks there, bool (N, H, W).
         offset: Row and column of the first pixel of the objects' image in the other one.
+        cut: bool (N,), the objects that are partly outside; their boxes become those of the masks.
     """
     height, width = masks.shape[1:]
     shift = torch.tensor(offset[::-1])
     made = _copied(objects, (height, width))
     made.gt_masks = BitMasks(masks)
-    made.gt_boxes = Boxes(objects.gt_boxes.tensor + shift.repeat(2))
+    boxes = objects.gt_boxes.tensor + shift.repeat(2)
+    boxes[cut] = BitMasks(masks[cut]).get_bounding_boxes().tensor
+    made.gt_boxes = Boxes(boxes)
     made.gt_boxes.clip((height, width))
     if made.has("gt_keypoints"):
         points = objects.gt_keypoints.tensor.clone()

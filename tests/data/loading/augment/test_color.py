@@ -119,3 +119,16 @@ def test_jitter_draws_every_change_uniformly(image):
 def test_a_jitter_without_contrast_is_refused():
     with pytest.raises(ValueError, match="contrast=.*positive"):
         ColorJitter(contrast=(0, 1))
+
+
+@pytest.mark.parametrize("augmentation", [ColorJitter(), PhotoMetricDistortion()])
+def test_gray_images_change_as_gray_pixels_of_color_images(augmentation):
+    """Hue and saturation have no effect on gray."""
+    gray = np.random.default_rng(0).integers(0, 256, (6, 7, 1)).astype(np.uint8)
+    for seed in range(10):
+        made = []
+        for image in (gray, gray.repeat(3, axis=2)):
+            np.random.seed(seed)
+            made.append(augmentation.get_transform(image).apply_image(image))
+        assert made[0].shape == gray.shape
+        assert np.abs(made[0].astype(int) - made[1]).max() <= 1

@@ -123,6 +123,31 @@ def test_samples_equal_a_slow_reference(shape, source_shape, min_visible):
     assert changed
 
 
+def test_boxes_of_objects_cut_by_the_border_fit_their_masks():
+    """A triangle whose lower half is outside of the image."""
+    rows, columns = np.mgrid[:20, :20]
+    triangle = torch.from_numpy(columns <= rows)
+    objects = Instances((20, 20))
+    objects.gt_boxes = Boxes(torch.tensor([[0.0, 0, 20, 20]]))
+    objects.gt_classes = torch.tensor([0])
+    objects.gt_masks = BitMasks(triangle[None])
+    source = {"file_name": "b", "image": torch.zeros(3, 20, 20).byte(), "instances": objects}
+    sample = _sample(np.random.default_rng(0), "a", (8, 20), 0)
+    pasted = 0
+    for seed in range(20):
+        np.random.seed(seed)
+        made = CopyPaste(min_visible=0)(sample, source)
+        for box, mask in zip(made["instances"].gt_boxes, _masks(made), strict=True):
+            pasted += 1
+            ys, xs = torch.nonzero(mask, as_tuple=True)
+            assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+    assert pasted
+
+
+def _masks(sample):
+    return sample["instances"].gt_masks.tensor if len(sample["instances"]) else []
+
+
 def test_objects_without_masks_are_named():
     sample = _sample(np.random.default_rng(0), "a.jpg", (5, 5), 1)
     sample["instances"].remove("gt_masks")

@@ -12,6 +12,7 @@ from d2ext.data.loading.augment.affine import RandomRotateShear
 from d2ext.data.loading.augment.color import ColorJitter
 from d2ext.data.loading.augment.object_crop import ObjectCrop
 from d2ext.data.loading.augment.quality import RandomBlur, RandomJpeg, RandomNoise
+from d2ext.data.loading.augment.quarter_turn import RandomQuarterTurn
 from d2ext.data.loading.augment.scale import LargeScaleJitter
 from d2ext.data.loading.loader import build_train_loader
 from d2ext.data.loading.mapper import Mapper
@@ -24,6 +25,7 @@ AUGMENTATIONS = {
     "noise": RandomNoise(),
     "rotation": RandomRotateShear([-60, 60], [-20, 20], pad_value=BLACK),
     "rotation, same size": RandomRotateShear([-60, 60], [-20, 20], False, BLACK),
+    "quarters": RandomQuarterTurn(),
     "jitter": LargeScaleJitter([150, 150], [0.5, 2]),
     "crop": ObjectCrop([90, 80]),
     "all": T.AugmentationList(
@@ -33,6 +35,7 @@ AUGMENTATIONS = {
             LargeScaleJitter([200, 200], [0.5, 2]),
             ObjectCrop([90, 80]),
             T.RandomFlip(),
+            RandomQuarterTurn(),
             T.RandomApply(ColorJitter()),
             T.RandomApply(RandomBlur()),
             T.RandomApply(RandomNoise()),
@@ -148,6 +151,27 @@ def test_a_crowd_neither_attracts_nor_repels_crops(tmp_path):
         alone = {**with_crowd, "annotations": with_crowd["annotations"][:1]}
         made = [_sample(ObjectCrop([30, 30]), r, seed)["image"] for r in (with_crowd, alone)]
         assert torch.equal(*made)
+
+
+def test_mirrored_and_turned_images_exchange_left_and_right(tmp_path):
+    """Seen from the third point, the first one stays on the left."""
+    record = _record(tmp_path, triangles=[[[40, 20], [140, 10], [90, 100]]])
+    record["annotations"][0]["keypoints"] = [50, 24, 2, 130, 16, 1, 90, 90, 2]
+    mapper = Mapper(
+        True,
+        augmentations=[T.RandomFlip(), RandomQuarterTurn()],
+        image_format="BGR",
+        use_keypoint=True,
+        keypoint_hflip_indices=[1, 0, 2],
+    )
+    visibilities = set()
+    for seed in range(20):
+        np.random.seed(seed)
+        points = mapper(record)["instances"].gt_keypoints.tensor[0]
+        (a, b), (c, d) = points[:2, :2] - points[2, :2]
+        assert a * d - b * c > 0
+        visibilities.add(tuple(points[:, 2].tolist()))
+    assert visibilities == {(2, 1, 2), (1, 2, 2)}
 
 
 def test_boxes_are_fitted_to_rotated_masks(tmp_path):

@@ -1,0 +1,35 @@
+"""Train parts of a model with a fraction of the learning rate."""
+
+from collections.abc import Mapping
+
+
+class LrFactors:
+    """Factors of the learning rate, for `optimizer.params.lr_factor_func`.
+
+    Weights that are trained already, such as those of a backbone, need smaller steps than layers
+    that start from random weights (discriminative fine-tuning, Howard and Ruder 2018,
+    https://arxiv.org/abs/1801.06146).
+    """
+
+    def __init__(self, factors: Mapping[str, float]):
+        """Describe the factors.
+
+        Args:
+            factors: Factor by the name of a module or parameter, such as `backbone.bottom_up`; the
+                longest name that fits counts, and all other parameters have the factor 1.
+
+        Raises:
+            ValueError: A factor is negative.
+        """
+        for name, factor in factors.items():
+            if factor < 0:
+                raise ValueError(f"factors.{name}={factor}: give 0 or more")
+        # The longest name first.
+        self._factors = dict(sorted(factors.items(), key=lambda item: -len(item[0])))
+
+    def __call__(self, name: str) -> float:
+        """Return the factor of a parameter by its name in the model."""
+        for part, factor in self._factors.items():
+            if name == part or name.startswith(f"{part}."):
+                return factor
+        return 1.0
