@@ -574,6 +574,7 @@ LEAVES = {
     "docs/datasets.md": ["fixed.json", "report.html", f"{OWN_RUN}/eval/results.json"],
     "docs/from_mmdetection.md": ["data/balloon/train/annotation_coco.json"],
     "docs/install.md": ["datasets/coco/val2017"],
+    "docs/large_photos.md": [f"{OWN_RUN}/model_final.pth", "work_dirs/predict/predictions.json"],
     "docs/labeling.md": ["work_dirs/predict/rank.txt", "work_dirs/next/labelme", "next.json"],
     "docs/metrics.md": ["results.json", "results_analysis.json"],
     "docs/splitting.md": ["split/val.json", f"{OWN_RUN}/split.json", "runs/1/model_final.pth"],

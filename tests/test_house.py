@@ -42,14 +42,8 @@ PRIVATE_API = {
 HEAVY = {"torch", "detectron2", "cv2"}
 LIGHT = [
     *("__init__.py", "__main__.py", "cli", "config", "data/convert.py", "data/datasets"),
-    *(
-        "data/fitting",
-        "data/formats",
-        "data/prepare",
-        "data/records",
-        "data/splitting",
-        "data/validation",
-    ),
+    *("data/fitting", "data/formats", "data/prepare", "data/records", "data/splitting"),
+    *("data/tiles", "data/validation"),
     *("doctor", "evaluation", "report", "run_dir", "slurm"),
 ]
 NOT_LIGHT = {

@@ -49,6 +49,15 @@ _HELP = {
     ),
     "data.by_hand": ("", "keys that you have set; overrides are added"),
     "data.palette": ("list or null", "[[220, 20, 60], ...]: one color per class, for pictures"),
+    "data.tiles": (
+        "int or null",
+        "side in pixels of the tiles that large photos are cut into; None: photos stay whole",
+    ),
+    "data.tile_overlap": ("", "share of a tile's side that neighboring tiles have in common"),
+    "data.tile_min_share": (
+        "",
+        "share of an object's area inside of a tile below which training drops it from the tile",
+    ),
     "dataloader.test": ("dict or null", "like val, for --eval-only; None: use val"),
     "dataloader.tta.min_sizes": ("", "short sides in pixels; each one is evaluated"),
     "dataloader.tta.max_size": ("", "longest side in pixels"),

@@ -18,6 +18,7 @@ from d2ext.config.options import Dist
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.registrations import registering
 from d2ext.config.renamed import moved_import, rename_targets
+from d2ext.config.tiles import use_tiles
 from d2ext.config.yaml_io import parse_saved
 from d2ext.errors import UserError
 from d2ext.invocation import command
@@ -81,6 +82,7 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
     if _adapted(cfg) and now != before and now["warmup_iters"] == before["warmup_iters"]:
         cfg.train.warmup_iters = None  # the warm-up keeps its share of a run of another length
     check_config(cfg)
+    use_tiles(cfg)
     if setup := cfg.train.get("yacs_setup"):
         yacs.yacs_defaults(setup)  # may register datasets
     return cfg

@@ -31,7 +31,7 @@ class Accepts(NamedTuple):
         types: Types of the value; a bool is accepted only if bool is one of them.
         null: Whether None is accepted.
         among: Accepted strings; empty if any string is accepted.
-        least: Smallest number, inclusive.
+        least, most: Smallest and largest number, inclusive.
         above, below: Exclusive bounds of the number.
     """
 
@@ -39,6 +39,7 @@ class Accepts(NamedTuple):
     null: bool = False
     among: tuple[str, ...] = ()
     least: int | None = None
+    most: float = math.inf
     above: int | None = None
     below: float = math.inf
 
@@ -58,7 +59,7 @@ class Accepts(NamedTuple):
             return False
         if self.among and isinstance(value, str):
             return value in self.among
-        return not (self.least is not None and value < self.least) and (
+        return not (self.least is not None and not self.least <= value <= self.most) and (
             self.above is None or self.above < value < self.below
         )
 
@@ -68,7 +69,7 @@ class Accepts(NamedTuple):
             kinds.append("null")
         text = " or ".join(kinds)
         if self.least is not None:
-            text += f", {self.least} or more"
+            text += f", {self.least} {'or more' if self.most == math.inf else f'to {self.most}'}"
         if self.above is not None:
             text += f", above {self.above}"
             if self.below < math.inf:

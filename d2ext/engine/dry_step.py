@@ -33,6 +33,7 @@ from d2ext.data.loading.sample_errors import (
     RleAsBitmaps,
     generators_seeded,
 )
+from d2ext.data.loading.tiles import mapper_of_tiles
 from d2ext.engine.builders import (
     build_model,
     build_multiplier,
@@ -290,7 +291,8 @@ def _sample(cfg: Any, side: int, dataset: Any) -> dict | Failure:
         settings.mapper.augmentations = [L(T.Resize)(shape=[side, side])]
     with config_errors("dataloader.train"):
         records = dataset.records if isinstance(dataset, TrainingSet) else dataset
-        return ReportFailures(RleAsBitmaps(instantiate(settings.mapper)))(records[0])
+        mapper = mapper_of_tiles(instantiate(settings.mapper), records)
+        return ReportFailures(RleAsBitmaps(mapper))(records[0])
 
 
 def _step(cfg: Any, device: str, model: nn.Module, batch: list[dict]) -> None:

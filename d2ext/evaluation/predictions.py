@@ -21,7 +21,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, detector_postprocess
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from torch import nn
 
@@ -30,6 +30,7 @@ from d2ext.data.segmentation import Segmentation, predicted_segmentation
 from d2ext.errors import UserError, errors_located
 from d2ext.evaluation.instances import Detections, finite, take
 from d2ext.evaluation.roi_masks import encoded_masks
+from d2ext.evaluation.tiles.join import OpenPhotos
 from d2ext.files import atomic_write
 from d2ext.invocation import option
 from d2ext.waiting import interruptible, waiting_for
@@ -67,8 +68,8 @@ def predict(
 ) -> Predictions | None:
     """Run a model on the batches of all ranks; return the predictions on rank 0, else None.
 
-    If several ranks processed an image, the first predictions are used; an image that no rank
-    processed, because it cannot be read, has none.
+    The detections of a photo's tiles are joined. If several ranks processed an image, the first
+    predictions are used; an image that no rank processed, because it cannot be read, has none.
 
     Args:
         model: Model that takes Detectron2's inputs; its training mode is restored.
@@ -83,7 +84,8 @@ def predict(
         The predictions; None on other ranks.
 
     Raises:
-        UserError: The model does not return instances (a proposal network, for example).
+        UserError: The model does not return instances (a proposal network, for example), or returns
+            more than instances for a tile.
     """
     place = {image_id: i for i, image_id in enumerate(image_ids)}
     training = model.training
@@ -91,6 +93,7 @@ def predict(
     # Keep detections in one block of memory. As small objects, they would be allocated between
     # the masks of the images, and glibc could neither reuse nor release the memory of the masks.
     kept, count = io.BytesIO(), 0
+    open_photos = OpenPhotos()
     for evaluator in evaluators.values():
         evaluator.reset()
     # Evaluators may keep tensors and change them later, which inference mode forbids.
@@ -100,6 +103,7 @@ def predict(
             for inputs in filter(None, interruptibly(loader)):  # empty without readable images
                 before_batch()
                 outputs = model(inputs) if evaluators else list(outputs_of(model, inputs))
+                photos: list[tuple[dict, dict]] = []  # with tiles, those that are complete
                 for sample, output in zip(inputs, outputs, strict=True):
                     if needs_instances and "instances" not in output:
                         raise UserError(
@@ -112,12 +116,22 @@ def predict(
                     i, detections = place[sample[key]], None
                     if "instances" in output:
                         detections = detections_of(i, output["instances"].to("cpu"))
+                    photo = sample, output
+                    if "tile" in sample:
+                        check_joinable(output)
+                        assert detections is not None
+                        detections = open_photos.add(sample, detections, i)
+                        if detections is None:
+                            continue  # a later tile completes the photo
+                        if evaluators:
+                            photo = _photo(sample), _output(sample, detections)
+                    photos.append(photo)
                     found = _Found(i, detections, predicted_segmentation(output, metadata))
                     pickle.dump(found, kept)
                     count += 1
-                for name, evaluator in evaluators.items():
+                for name, evaluator in evaluators.items() if photos else ():
                     with errors_located(f"evaluators.{name}"):
-                        evaluator.process(inputs, outputs)
+                        evaluator.process([p[0] for p in photos], [p[1] for p in photos])
     finally:
         model.train(training)
     with waiting_for("the predictions of the other ranks", needed=comm.is_main_process):
@@ -183,6 +197,40 @@ def detections_of(place: int, instances: Any) -> Detections:
         masks,
         keypoints=keypoints,
     )
+
+
+def check_joinable(output: Mapping[str, Any]) -> None:
+    """Raise a UserError if the output of a model for a tile has more or less than instances."""
+    others = [key for key in output if key not in ("instances", "proposals")]
+    if "instances" not in output or others:
+        raise UserError(
+            f"data.tiles joins only objects, but the model returns {', '.join(output)}; set"
+            " data.tiles=null"
+        )
+
+
+def _photo(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the input for an evaluator of the photo of a tile, without pixels."""
+    left_out = ("image", "tile", "photo_size", "photo_tiles")
+    height, width = sample["photo_size"]
+    made = {key: value for key, value in sample.items() if key not in left_out}
+    return {**made, "height": height, "width": width}
+
+
+def _output(sample: Mapping[str, Any], detections: Detections) -> dict[str, Any]:
+    """Return the joined detections of a photo as a model's output, for evaluators of Detectron2."""
+    instances = Instances(tuple(sample["photo_size"]))
+    boxes = torch.from_numpy(detections.boxes).float()
+    instances.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
+    instances.scores = torch.from_numpy(detections.scores).float()
+    instances.pred_classes = torch.from_numpy(detections.label)
+    if detections.masks is not None:
+        masks = [pycocotools.mask.decode(mask) for mask in detections.masks]
+        size = (len(masks), *sample["photo_size"])
+        instances.pred_masks = torch.from_numpy(np.array(masks, bool).reshape(size))
+    if detections.keypoints is not None:
+        instances.pred_keypoints = torch.from_numpy(detections.keypoints + CORNER).float()
+    return {"instances": instances}
 
 
 def _encoded(mask: np.ndarray) -> dict:

@@ -32,7 +32,11 @@ from d2ext.waiting import waiting_for
 logger = logging.getLogger(__name__)
 
 _SEED = 0  # not that of the run, so that losses of runs with different seeds can be compared
-_FILTERS = ("filter_empty", "min_keypoints", "min_size")  # arguments of `training_set`
+# Arguments of `training_set` that also apply to test sets.
+_ARGUMENTS = (
+    *("filter_empty", "min_keypoints", "min_size"),
+    *("tiles", "tile_overlap", "tile_min_share"),
+)
 
 
 class ValidationLoss:
@@ -102,7 +106,8 @@ def loss_loader(dataloader: Any, name: str) -> Loader:
     """Build the loader of a test set's training samples.
 
     The samples are those of the training mapper, with the augmentations of the evaluation. Images
-    are dropped as in training (`filter_empty`, `min_keypoints`, `min_size`).
+    are dropped as in training (`filter_empty`, `min_keypoints`, `min_size`). With `data.tiles`,
+    each tile is an image.
 
     Args:
         dataloader: Section `dataloader` of the config.
@@ -113,7 +118,7 @@ def loss_loader(dataloader: Any, name: str) -> Loader:
     """
     train, val = dataloader.train, dataloader.val
     given = train.get("dataset") or {}
-    arguments = {key: given[key] for key in _FILTERS if key in given}
+    arguments = {key: given[key] for key in _ARGUMENTS if key in given}
     if proposals := val.dataset.get("proposal_files"):
         arguments["proposal_files"] = list(proposals)
     with config_errors("dataloader.train.mapper"):

@@ -17,6 +17,7 @@ from detectron2.data.detection_utils import check_image_size, convert_image_to_r
 from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
 
 from d2ext.data.loading.image_io import read_photo
+from d2ext.data.loading.mapper import cropped
 from d2ext.errors import UserError, format_exception
 from d2ext.inspect.samples import Split, open_split
 from d2ext.terminal import progress
@@ -151,9 +152,12 @@ def _show(
 
 def _annotated(place: int, record: dict) -> AnnotatedImage:
     photo = read_photo(record["file_name"], "RGB")
+    title = f"#{place}  {Path(record['file_name']).name}"
+    if tile := record.get("tile"):
+        photo = cropped(photo, tile)
+        title += f", tile at {tile[0]}, {tile[1]}"
     check_image_size(record, photo)
     instances = record.get("annotations", [])
-    title = f"#{place}  {Path(record['file_name']).name}"
     return AnnotatedImage(photo, instances, title, _facts(photo, instances))
 
 

@@ -21,12 +21,15 @@ from PIL import Image
 from torch import nn
 
 from d2ext.config.options import TrainOptions
+from d2ext.config.tiles import tile_options
 from d2ext.data.loading.sample_errors import (
     Failure,
     ReportFailures,
     RleAsBitmaps,
     generators_seeded,
 )
+from d2ext.data.loading.tiles import mapper_of_tiles
+from d2ext.data.tiles.records import tile_with_objects
 from d2ext.engine.builders import build_model, build_optimizer
 from d2ext.engine.dry_step import misfits_explained
 from d2ext.engine.losses import losses_of
@@ -66,6 +69,9 @@ def analyze(cfg: Any) -> Iterator[str]:
     yield f"device      {description}"
     with tempfile.TemporaryDirectory() as folder, generators_seeded(0):
         cfg, record, classes, source = _record(cfg, Path(folder))
+        if tiles := tile_options(cfg):
+            record = tile_with_objects(record, tiles)
+            source += f", a tile of {record['width']} x {record['height']} pixels"
         yield f"image       {source}"
         model = build_model(cfg, Plan(Path(), device, classes, {}, None, "", None, None, []))
         yield from _parameters(model)
@@ -135,7 +141,7 @@ def _random_record(folder: Path) -> dict:
 
 def _sample(cfg: Any, split: str, record: dict) -> dict:
     with config_errors(f"dataloader.{split}.mapper"):
-        mapper = instantiate(cfg.dataloader[split].mapper)
+        mapper = mapper_of_tiles(instantiate(cfg.dataloader[split].mapper), [record])
         sample = ReportFailures(RleAsBitmaps(mapper))(record)
     if isinstance(sample, Failure):
         raise UserError(sample.message)

@@ -29,20 +29,24 @@ from d2ext.config.check import check_is_config
 from d2ext.config.load import load_config
 from d2ext.config.num_classes import check_num_classes, class_fields
 from d2ext.config.options import TrainOptions
+from d2ext.config.tiles import tile_options
 from d2ext.data.formats.json_io import nearest
 from d2ext.data.loading.image_io import photo_pixels, read_photo
 from d2ext.data.loading.mapper import Mapper
 from d2ext.data.segmentation import Segmentation, predicted_segmentation
+from d2ext.data.tiles.plan import plan_tiles
 from d2ext.engine.builders import build_model
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.instances import Detections, take
 from d2ext.evaluation.predictions import (
     CORNER,
     NO_DETECTIONS,
+    check_joinable,
     detections_of,
     outputs_of,
     results_of,
 )
+from d2ext.evaluation.tiles.join import JoinedTiles
 from d2ext.invocation import option
 from d2ext.launch.device import choose_device
 from d2ext.preflight.chosen import as_trained
@@ -176,7 +180,8 @@ class Predictor:
 
     Args:
         model: Detectron2 model; it is set to evaluation mode.
-        cfg: Config of the model; `dataloader.val.mapper` defines how images are resized.
+        cfg: Config of the model; `dataloader.val.mapper` defines how images are resized, and
+            `data.tiles` whether they are cut into tiles, whose detections are joined.
         classes: Names of the model's classes; by default, those of the data that the config
             declares, else "class 1" and so on.
         score_threshold: Lowest score of the objects to keep.
@@ -227,6 +232,7 @@ class Predictor:
         plain = type(mapper) in (DatasetMapper, Mapper)
         self._input = functools.partial(_resized if plain else _mapped, mapper)
         self._threshold = score_threshold
+        self._tiles = tile_options(cfg)
 
     @classmethod
     def from_run(
@@ -309,7 +315,8 @@ class Predictor:
 
         Args:
             images: Images, read one batch at a time.
-            batch_size: Number of images that the model processes together.
+            batch_size: Number of images that the model processes together; with `data.tiles`,
+                number of tiles.
 
         Raises:
             UserError: An item is not an image or cannot be read, or an argument is not valid.
@@ -318,6 +325,9 @@ class Predictor:
             raise UserError("predict takes several images; give a list, or call the predictor")
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: give a positive number of images")
+        if self._tiles:
+            yield from (self._joined(_pixels(image), batch_size) for image in images)
+            return
         for batch in _batches(map(_pixels, images), batch_size):
             inputs = [self._input(image) for image in batch]
             with torch.inference_mode():
@@ -333,6 +343,27 @@ class Predictor:
                         " return instances, semantic or panoptic segmentation can predict"
                     )
                 yield Prediction(image, detections, self.classes, segmentation, scores)
+
+    def _joined(self, image: np.ndarray, batch_size: int) -> Prediction:
+        """Return the prediction for an image that is cut into tiles."""
+        assert self._tiles
+        height, width = image.shape[:2]
+        joined = JoinedTiles(height, width)
+        tiles = plan_tiles(height, width, self._tiles.side, self._tiles.shared).tolist()
+        for batch in _batches(tiles, batch_size):
+            inputs = [self._input(image[y0:y1, x0:x1]) for x0, y0, x1, y1 in batch]
+            with torch.inference_mode():
+                outputs = list(outputs_of(self._model, inputs))
+            for tile, output in zip(batch, outputs, strict=True):
+                check_joinable(output)
+                instances = output["instances"].to("cpu")
+                if self._kept is not None:
+                    instances = instances[torch.isin(instances.pred_classes, self._kept)]
+                joined.add(tile, detections_of(0, instances))
+        # Parts of an object may have low scores, so the threshold applies to the joined ones.
+        found = joined.joined()
+        shown = take(found, np.flatnonzero(found.scores >= self._threshold))
+        return Prediction(image, shown, self.classes, None, found.scores.astype(np.float32))
 
     def _detections(self, instances: Any) -> tuple[Detections, np.ndarray]:
         """Return those of an image's instances whose score and class are asked for.
@@ -407,7 +438,7 @@ def _pixels(image: Any) -> np.ndarray:
     )
 
 
-def _batches(images: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
     images = iter(images)
     while batch := list(itertools.islice(images, size)):
         yield batch

@@ -19,7 +19,8 @@ from d2ext.errors import UserError
 logger = logging.getLogger(__name__)
 
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
-_AHEAD = 4  # images to read in advance while the model runs
+# Images to read in advance while the model runs: at most so many, and of large ones only one.
+_AHEAD, _AHEAD_BYTES = 4, 2**28
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,14 @@ def readable(
             return item, f"cannot be read and is skipped: {reason}"
 
     with ThreadPoolExecutor(2) as pool:
-        ahead = [pool.submit(read, item) for item in itertools.islice(items, _AHEAD)]
+        ahead = [pool.submit(read, item) for item in itertools.islice(items, 1)]
+        wanted = _AHEAD
         while ahead:
             item, image = ahead.pop(0).result()
-            ahead += [pool.submit(read, later) for later in itertools.islice(items, 1)]
+            if isinstance(image, np.ndarray):
+                wanted = min(max(_AHEAD_BYTES // image.nbytes, 1), _AHEAD)
+            more = itertools.islice(items, max(wanted - len(ahead), 0))
+            ahead += [pool.submit(read, later) for later in more]
             if isinstance(image, str):
                 unreadable.append((item.path, image))
             else:

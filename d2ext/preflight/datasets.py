@@ -9,12 +9,15 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
+from d2ext.config.tiles import tile_options
 from d2ext.data.datasets.register import counts_of
 from d2ext.data.formats.annotation_kinds import NO_MASK
 from d2ext.data.loading.sample_errors import ReportFailures, RleAsBitmaps, generators_seeded
+from d2ext.data.loading.tiles import mapper_of_tiles
 from d2ext.data.prepare.cityscapes import require_cityscapes
 from d2ext.data.records.cache import cached_value
 from d2ext.data.records.records import columns_of
+from d2ext.data.tiles.records import tile_with_objects
 from d2ext.data.validation.between_sets import compare_sets
 from d2ext.data.validation.coco.checks.all_checks import fast_findings
 from d2ext.data.validation.coco.finding import ERROR
@@ -56,6 +59,7 @@ def check_datasets(
             model needs.
     """
     datasets, classes, first, notes = {}, None, None, []
+    tiles = tile_options(cfg)
     summaries: dict[str, DatasetSummary] = {}
     read: dict[str, Sequence[dict]] = {}
     for split, loader in loaders.items():
@@ -97,7 +101,10 @@ def check_datasets(
             check_proposals(cfg, split, name, records)
             columns = columns_of(records)
             chosen = int(np.argmax(columns.objects > 0))  # with objects, if there is one
-            sample = _map(f"{field}.mapper", loader, records[chosen])
+            record = records[chosen]
+            if tiles:
+                record = tile_with_objects(record, tiles)
+            sample = _map(f"{field}.mapper", loader, record)
             if isinstance(sample, dict) and (note := size_note(cfg.model, sample)):
                 notes.append(f"{name}: {note}")
             summaries[name], read[name] = summary, records
@@ -128,7 +135,8 @@ def _map(field: str, loader: Any, record: dict) -> Any:
         return None
     with config_errors(field), generators_seeded(0):
         # An unreadable image is not an error here; the run handles it.
-        return ReportFailures(RleAsBitmaps(instantiate(settings)))(record)
+        mapper = mapper_of_tiles(instantiate(settings), [record])
+        return ReportFailures(RleAsBitmaps(mapper))(record)
 
 
 def _check_file(json_file: str, image_root: str | None) -> None:

@@ -14,6 +14,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import ImageMode
 
+from d2ext.config.tiles import tile_options
 from d2ext.data.datasets.keypoints import flip_indices
 from d2ext.data.datasets.label_maps import maps_remedy
 from d2ext.data.formats.annotation_kinds import NO_MASK
@@ -248,6 +249,8 @@ def detection_notes(
     for place, argument in places:
         node = _get(cfg, place)
         limit = _argument(node, argument) if isinstance(node, DictConfig) else None
+        if tile_options(cfg):  # the limit applies to each tile
+            continue
         for name in most if isinstance(limit, int) else ():
             if most[name] > limit:
                 yield (

@@ -47,6 +47,7 @@ from d2ext.preflight.options import (
     check_options,
     check_schedule,
 )
+from d2ext.preflight.tiles import check_tiles, tile_lines
 from d2ext.preflight.validation_loss import sets_with_loss
 from d2ext.run_dir.lock import (
     check_writable,
@@ -219,6 +220,7 @@ def plan_run(
         check_batch(batch_size, world_size, options.accumulate)
 
     loaders = _loaders(cfg, eval_only, validate)
+    check_tiles(cfg, loaders)
     notes = check_model_fields(cfg)
     datasets, classes, table, caveats = check_datasets(cfg, loaders)
     _say(lines, *table, *(f"data        note: {note}" for note in [*differences, *notes]))
@@ -242,6 +244,7 @@ def plan_run(
         if key := _chosen_by(cfg, Path(source), tested):
             caveats.append(_best_caveat(cfg, key))
             _say(lines, f"results     note: {caveats[-1]}")
+        _say(lines, *tile_lines(cfg, tested))
     else:
         source = options.init_checkpoint or ""
         if overwrite and checkpoint:
@@ -249,6 +252,7 @@ def plan_run(
         elif overwrite:
             refuse_moving(output_dir, source.partition("?")[0], "train.init_checkpoint")
         train_dataset = _train_dataset(cfg)
+        _say(lines, *tile_lines(cfg, tested, train_dataset))
         fraction = cfg.lr_multiplier.get("warmup_length") or 0.0
         num_images = _num_images(train_dataset, options, batch_size)
         schedule = resolve_schedule(options, batch_size, num_images, fraction, validate)

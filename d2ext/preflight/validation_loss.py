@@ -5,6 +5,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog
 
+from d2ext.config.tiles import tile_options
 from d2ext.errors import UserError
 from d2ext.evaluation.suite import test_sets
 from d2ext.evaluation.validation_loss import loss_loader
@@ -31,7 +32,9 @@ def sets_with_loss(cfg: Any, classes: Sequence[str]) -> tuple[tuple[str, ...], l
             lines.append(f"val loss    none on {name}: {e}")
             continue
         names.append(name)
-        if dropped := len(records) - loader.images:
+        if tile_options(cfg):
+            lines.append(f"val loss    {name}: on {plural(loader.images, 'tile')}")
+        elif dropped := len(records) - loader.images:
             lines.append(
                 f"val loss    {name}: without {plural(dropped, 'image')} that training would drop"
             )

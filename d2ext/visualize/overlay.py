@@ -18,8 +18,10 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageDraw, ImageFont
 
+from d2ext.data.formats.rle import compressed
 from d2ext.data.loading.image_io import read_photo
 from d2ext.data.segmentation import Segmentation, annotated_segmentation
+from d2ext.data.tiles.runs import decoded
 from d2ext.errors import UserError
 
 # Range in pixels of a picture's long side, so that big photos are drawn quickly, and labels on
@@ -197,7 +199,7 @@ def draw_instances(
         visualizer = Visualizer(photo)
         visualizer.overlay_instances(
             boxes=np.asarray(boxes) * np.tile(scale, 2),
-            masks=[_mask(x.get("segmentation"), scale, photo.shape[:2]) for x in instances],
+            masks=[_outlines(x.get("segmentation"), scale) for x in instances],
             labels=[_label(x, metadata) for x in instances] if labels else None,
             assigned_colors=colors,
             alpha=0.4,
@@ -260,14 +262,30 @@ def _stuff(category: int, metadata: Any) -> tuple[str, Color]:
     )
 
 
-def _mask(segmentation: Any, scale: np.ndarray, size: tuple[int, int]) -> Any:
-    """Convert polygons or RLE for Visualizer (to polygons or an H x W mask) in the photo's size."""
-    if not isinstance(segmentation, dict):
+def _outlines(segmentation: Any, scale: np.ndarray) -> list[np.ndarray]:
+    """Return the polygons that Visualizer draws for polygons or RLE, in the photo's size.
+
+    Visualizer would trace the same outlines in bitmaps of the size of the photo, all at once.
+    """
+    if isinstance(segmentation, dict):
+        polygons = _traced(segmentation)
+    else:
         polygons = [np.asarray(p, dtype=float) for p in segmentation or ()]
-        return [(p.reshape(-1, 2) * scale).reshape(-1) for p in polygons if p.size >= 6]
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-    return cv2.resize(mask_util.decode(segmentation), size[::-1], interpolation=cv2.INTER_AREA)
+    return [(p.reshape(-1, 2) * scale).reshape(-1) for p in polygons if p.size >= 6]
+
+
+def _traced(rle: dict[str, Any]) -> list[np.ndarray]:
+    """Return the outlines of a mask, in the pixels of its box only."""
+    (runs,) = decoded([compressed(rle)])
+    x0, y0, x1, y1 = runs.box
+    if x0 == x1:
+        return []
+    bitmap = mask_util.decode(runs.moved(-x0, -y0).encoded(y1 - y0, x1 - x0))
+    # The arguments of Visualizer; its coordinates are the centers of pixels.
+    contours, _ = cv2.findContours(
+        np.ascontiguousarray(bitmap), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+    )
+    return [contour.reshape(-1, 2) + (x0 + 0.5, y0 + 0.5) for contour in contours]
 
 
 def _label(instance: dict, metadata: Any) -> str:

@@ -31,6 +31,9 @@ data = dict(
     auto=False,  # recipes in configs/custom set it
     recipe=None,
     by_hand=[],
+    tiles=None,
+    tile_overlap=0.2,
+    tile_min_share=0.1,
 )
 datasets = dict(
     custom_train=L(annotated_dataset)(

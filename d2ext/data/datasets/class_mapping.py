@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
 from d2ext.config.adapters.own_data import TRAIN, VAL, splits_own_data
+from d2ext.config.tiles import use_tiles
 from d2ext.data.datasets.register import register_datasets, use_classes, use_images
 from d2ext.data.splitting.own_data import Split, own_split
 from d2ext.errors import UserError
@@ -30,6 +31,7 @@ def register_run_datasets(cfg: Any, split: Split | None = None) -> list[str]:
     Raises:
         UserError: A declaration is invalid, or a dataset has no class in common with the others.
     """
+    use_tiles(cfg)  # code may have set `data.tiles` after the config was loaded
     register_datasets(cfg.datasets)
     if splits_own_data(cfg) and (split := split or own_split(cfg)[0]):
         val, unused = (

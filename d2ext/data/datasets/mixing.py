@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.data import DatasetCatalog
 
+from d2ext.config.tiles import MIN_SHARE, OVERLAP, TileOptions
 from d2ext.data.datasets.proposals import with_proposals
 from d2ext.data.formats.annotation_kinds import is_object
 from d2ext.data.loading.sampler import epoch_length
 from d2ext.data.records.columns import Columns
 from d2ext.data.records.records import applied, columns_of, join, select
+from d2ext.data.tiles.records import TileCounts, Tiles
 from d2ext.errors import UserError
 
 
@@ -24,6 +26,8 @@ class TrainingSet:
         left_out: Number of images without objects that `filter_empty` dropped.
         few_keypoints: Number of other images that `min_keypoints` dropped.
         small: Number of images that `min_size` dropped.
+        tile_counts: Counts of photos, tiles and objects; None if photos are not cut into tiles. A
+            tile then is an image.
     """
 
     records: Sequence[dict]
@@ -31,6 +35,7 @@ class TrainingSet:
     left_out: int = 0
     few_keypoints: int = 0
     small: int = 0
+    tile_counts: TileCounts | None = None
 
     def __len__(self) -> int:
         """Return the number of images per epoch."""
@@ -38,7 +43,7 @@ class TrainingSet:
 
     def __str__(self) -> str:
         """Describe the images of an epoch, and how they differ from those of the files."""
-        text = f"{len(self)} images"
+        text = f"{len(self)} {'tiles' if self.tile_counts else 'images'}"
         if self.left_out:
             text += f" ({self.left_out} without objects dropped, filter_empty)"
         if self.few_keypoints:
@@ -60,6 +65,9 @@ def training_set(
     proposal_files: Sequence[str] | None = None,
     subset: float | None = None,
     min_size: int = 0,
+    tiles: int | None = None,
+    tile_overlap: float = OVERLAP,
+    tile_min_share: float = MIN_SHARE,
 ) -> TrainingSet:
     """Combine registered datasets, like MMDetection's Concat-, Repeat- and ClassBalancedDataset.
 
@@ -77,6 +85,11 @@ def training_set(
         subset: Fraction of the images to train on, chosen at random and the same in each run; None
             is all. Use it to measure how accuracy depends on the amount of data.
         min_size: Pixels; images with a smaller width or height are dropped.
+        tiles: Side in pixels of the tiles that photos are cut into, each of which is an image for
+            all other arguments; None keeps photos whole. `data.tiles` sets it.
+        tile_overlap: Share of the side that neighboring tiles have in common.
+        tile_min_share: Smallest share of an object's area inside of a tile with which the tile
+            keeps it.
 
     Raises:
         UserError: An argument is invalid, or no image is left.
@@ -90,7 +103,12 @@ def training_set(
             f" {', '.join(names)}"
         )
     parts, repeats, left_out, few, small = [], [], 0, 0, 0
+    _check_no_proposals(tiles, proposal_files)
+    counts = None
     for every, count in zip(_loaded(names, proposal_files), times, strict=True):
+        if tiles:
+            every = Tiles(every, TileOptions(tiles, tile_overlap, tile_min_share))
+            counts = every.counts + (counts or TileCounts())
         columns, kept = columns_of(every), np.ones(len(every), bool)
         if len(every) and "annotations" in every[0]:  # some datasets only have maps of stuff
             filled = columns.objects > 0 if filter_empty else kept
@@ -129,7 +147,8 @@ def training_set(
                 " images above 0 and up to 1, or null"
             )
         factors *= _rare(columns_of(records), oversample_threshold)
-    return TrainingSet(applied(records, _others_as_crowds), factors, left_out, few, small)
+    records = applied(records, _others_as_crowds)
+    return TrainingSet(records, factors, left_out, few, small, counts)
 
 
 def _loaded(names: Sequence[str], proposal_files: Sequence[str] | None) -> Iterator[Sequence[dict]]:
@@ -141,6 +160,14 @@ def _loaded(names: Sequence[str], proposal_files: Sequence[str] | None) -> Itera
     for i, name in enumerate(names):
         records = DatasetCatalog.get(name)
         yield with_proposals(records, proposal_files[i], name) if proposal_files else records
+
+
+def _check_no_proposals(tiles: int | None, proposal_files: Sequence[str] | None) -> None:
+    if tiles and proposal_files:
+        raise UserError(
+            f"data.tiles={tiles} cannot cut proposals (proposal_files={list(proposal_files)}); set"
+            " one of them to null"
+        )
 
 
 def _random_subset(count: int, fraction: float) -> np.ndarray:
@@ -178,6 +205,9 @@ def evaluation_set(
     names: str | Sequence[str],
     filter_empty: bool = False,
     proposal_files: Sequence[str] | None = None,
+    tiles: int | None = None,
+    tile_overlap: float = OVERLAP,
+    tile_min_share: float = MIN_SHARE,
 ) -> Sequence[dict]:
     """Return the images of registered datasets in order, decoded on access.
 
@@ -185,11 +215,20 @@ def evaluation_set(
         names: One dataset, or several that are evaluated separately.
         filter_empty: Whether to drop images without objects (see `is_object`).
         proposal_files: A file of precomputed proposals for each of `names` (see `with_proposals`).
+        tiles: Side in pixels of the tiles that photos are cut into; the detections of a photo's
+            tiles are joined. None keeps photos whole. `data.tiles` sets it.
+        tile_overlap: Share of the side that neighboring tiles have in common.
+        tile_min_share: Argument of `training_set`, for pictures of the ground truth.
 
     Raises:
         UserError: A proposal file is invalid, or their number is not that of `names`.
     """
     names = [names] if isinstance(names, str) else list(names)
+    _check_no_proposals(tiles, proposal_files)
     parts = list(_loaded(names, proposal_files))
     records = parts[0] if len(parts) == 1 else join(parts)
-    return select(records, columns_of(records).objects > 0) if filter_empty else records
+    if filter_empty:
+        records = select(records, columns_of(records).objects > 0)
+    if not tiles:
+        return records
+    return Tiles(records, TileOptions(tiles, tile_overlap, tile_min_share))

@@ -250,7 +250,8 @@ def _inside(polygons: Sequence[list[float]], record: dict, left_out: LeftOut) ->
     beyond = max(-left, -top, right - width, bottom - height)
     if beyond > _EDGE:
         left_out.cut += 1
-        parts = [part for p in polygons for part in _cut(_shape(p, record), width, height)]
+        box = (0, 0, width, height)
+        parts = [part for p in polygons for part in clipped(_shape(p, record), box)]
     elif beyond > 0:
         parts = [_clamped(p, float(width), float(height)) for p in polygons]
     else:
@@ -284,11 +285,11 @@ def _shape(polygon: list[float], record: dict) -> Any:
     return shapely.Polygon(list(zip(polygon[::2], polygon[1::2], strict=True)))
 
 
-def _cut(shape: Any, width: int, height: int) -> list[list[float]]:
-    """Return the parts of a polygon inside the image."""
+def clipped(shape: Any, box: Sequence[float]) -> list[list[float]]:
+    """Return the parts of a shapely polygon inside of a box x0, y0, x1, y1."""
     import shapely
 
-    cut = shapely.clip_by_rect(shape, 0, 0, width, height)  # handles self-crossing polygons, too
+    cut = shapely.clip_by_rect(shape, *box)  # handles self-crossing polygons, too
     parts = [p for p in shapely.get_parts(cut) if p.geom_type == "Polygon" and not p.is_empty]
     return [[float(c) for xy in p.exterior.coords[:-1] for c in xy] for p in parts]
 

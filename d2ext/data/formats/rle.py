@@ -63,6 +63,30 @@ def sound_text(counts: Sequence[str]) -> bool:
     )
 
 
+def run_lengths(counts: Sequence[str | list[int]]) -> list[np.ndarray]:
+    """Return the runs of each mask, background first, as int64 arrays.
+
+    Args:
+        counts: For each mask, alternating runs of background and object, as numbers or compressed.
+
+    Raises:
+        ValueError: The counts of a mask are damaged or negative.
+    """
+    found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(counts)
+    for is_text in (True, False):
+        rows = [i for i, c in enumerate(counts) if isinstance(c, str) is is_text and len(c)]
+        if not rows:
+            continue
+        decode: Callable = _text_runs if is_text else _list_runs
+        runs, owner, good = decode([counts[i] for i in rows])
+        if not good.all() or runs.min() < 0:
+            raise ValueError("the counts of a mask are damaged")
+        ends = np.searchsorted(owner, np.arange(1, len(rows)))
+        for row, part in zip(rows, np.split(runs.astype(np.int64), ends), strict=True):
+            found[row] = part
+    return found
+
+
 def completed(rle: dict[str, Any]) -> dict[str, Any]:
     """Pad a compressed RLE with background up to the size of its image.
 

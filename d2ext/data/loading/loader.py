@@ -1,6 +1,7 @@
 """Data loaders for training and evaluation."""
 
 import contextlib
+import copy
 import itertools
 import logging
 import multiprocessing
@@ -29,6 +30,7 @@ from d2ext.data.loading.sample_errors import (
     generators_seeded,
 )
 from d2ext.data.loading.sampler import BatchSampler, EpochOrder
+from d2ext.data.loading.tiles import mapper_of_tiles, tiles_of_rank
 from d2ext.data.loading.workers import (
     WorkerContext,
     deaths_of_workers,
@@ -38,6 +40,7 @@ from d2ext.data.loading.workers import (
     report_errors,
 )
 from d2ext.data.records.records import Records, View, columns_of
+from d2ext.data.tiles.records import Tiles
 from d2ext.errors import UserError, format_exception
 from d2ext.guard import die_with_parent
 from d2ext.limits import SHARED_MEMORY, check_open_files, exhausted, raise_open_files
@@ -113,8 +116,9 @@ def build_train_loader(
         accumulate,
         start_iter,
     )
+    made = RleAsBitmaps(mapper_of_tiles(mapper, records))
     loader = DataLoader(
-        _SeededDataset(records, RleAsBitmaps(mapper), seed, bad_images == "skip", copy_paste),
+        _SeededDataset(records, made, seed, bad_images == "skip", copy_paste),
         batch_sampler=sampler,
         num_workers=num_workers,
         **_worker_options(num_workers),
@@ -133,6 +137,8 @@ def build_test_loader(
 ) -> "Loader":
     """Build a loader with one image per batch; ranks read consecutive parts, each image once.
 
+    Each tile of a photo is an image; one rank reads all those of a photo, in order.
+
     It differs from Detectron2's test loader in its workers, which survive signals to the process
     group.
 
@@ -145,9 +151,12 @@ def build_test_loader(
     Raises:
         UserError: During iteration, if an image cannot be read.
     """
+    sampler: Any = InferenceSampler(len(dataset))
+    if isinstance(dataset, Tiles):
+        sampler = tiles_of_rank(dataset)
     loader = DataLoader(
-        _MappedDataset(dataset, mapper),
-        sampler=InferenceSampler(len(dataset)),
+        _MappedDataset(dataset, mapper_of_tiles(mapper, dataset)),
+        sampler=sampler,
         num_workers=num_workers,
         **_worker_options(num_workers),
         collate_fn=_as_list,
@@ -180,8 +189,9 @@ def build_loss_loader(
     world_size = comm.get_world_size()
     end = -(-len(dataset) // world_size) * world_size
     positions = range(comm.get_rank(), end, world_size)
+    made = RleAsBitmaps(mapper_of_tiles(mapper, dataset))
     loader = DataLoader(
-        _SeededDataset(dataset, RleAsBitmaps(mapper), seed=0, replaces=bad_images == "skip"),
+        _SeededDataset(dataset, made, seed=0, replaces=bad_images == "skip"),
         batch_sampler=[[(position % len(dataset), position)] for position in positions],
         num_workers=num_workers,
         **_worker_options(num_workers),
@@ -281,7 +291,9 @@ def _shared(records: Sequence[dict]) -> Sequence[dict]:
     if isinstance(records, Records):
         return records
     if isinstance(records, View):
-        return View(list(map(_shared, records.parts)), records.indices, records.function)
+        shared = copy.copy(records)
+        shared.parts = list(map(_shared, records.parts))
+        return shared
     return DatasetFromList(records, copy=False)
 
 
@@ -321,7 +333,9 @@ class Loader:
             yield []  # where `__iter__` stops
             while (batch := _next(batches)) is not None:
                 if self._leaves_out:
-                    self.left_out += [s.message for s in batch if isinstance(s, Failure)]
+                    messages = [s.message for s in batch if isinstance(s, Failure)]
+                    if messages != self.left_out[-1:]:  # every tile of a photo fails
+                        self.left_out += messages
                     batch = [s for s in batch if not isinstance(s, Failure)]
                 yield [self._checked(sample) for sample in batch]
         finally:

@@ -53,7 +53,7 @@ class Mapper(DatasetMapper):
             least halves a JPEG, the file is decoded at half its size (or a fourth or an eighth).
             This is faster but changes pixels.
         cache: Whether to keep decoded images in files ($D2EXT_CACHE/photos, 3 bytes per pixel),
-            whose memory all processes share.
+            whose memory all processes share. Only the pixels of a tile are read then.
     """
 
     def __init__(
@@ -86,9 +86,14 @@ class Mapper(DatasetMapper):
         )
         self._scaled = decode == "scaled" and not cache and len(self.augmentations.augs) > 0
         self._read = cached_photo if cache else read_photo
+        self._last: tuple[str, np.ndarray] | None = None  # photo of the last tile
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Return the model's input for a dataset dict, which is not modified."""
+        """Return the model's input for a dataset dict, which is not modified.
+
+        Of a dataset dict with `tile` (see `d2ext.data.tiles.records.Tiles`), only these pixels are
+        augmented and returned.
+        """
         sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         objects = _not_crowds(dataset_dict.get("annotations", ()))
         augmented, transforms = self._augmented(sample, objects)
@@ -114,7 +119,9 @@ class Mapper(DatasetMapper):
             stand_in = np.broadcast_to(np.uint8(0), (*sides, 3))
             done.append(augmentations.pop(0).get_transform(stand_in))
         divisor = _divisor(done)
-        if divisor == 1:
+        if "tile" in sample:
+            image = self._read_tile(sample)
+        elif divisor == 1:
             image = self._read(sample["file_name"], self.image_format)
             check_image_size(sample, image)
         else:
@@ -123,12 +130,30 @@ class Mapper(DatasetMapper):
                 check_image_size(sample, image)  # not a JPEG, so read at full size; or wrong size
         label_map = None
         if labels and self.is_train:
-            label_map = _read_labels(labels, sample["file_name"], sides)
+            size = tuple(sample.get("photo_size", sides))
+            label_map = _read_labels(labels, sample["file_name"], size)
+            if "tile" in sample:
+                label_map = cropped(label_map, sample["tile"])
         augmented = _Input(image, label_map, objects)
         for transform in done:
             augmented.transform(transform)
         done += T.AugmentationList(augmentations)(augmented).transforms
         return augmented, TransformList(done)
+
+    def _read_tile(self, sample: dict) -> np.ndarray:
+        """Return the pixels of a tile; keep its photo, because the next tile is often of the same.
+
+        Raises:
+            SizeMismatchError: The photo does not have its stated size.
+        """
+        file = sample["file_name"]
+        if self._last is None or self._last[0] != file:
+            self._last = None  # release the photo before another one is read
+            self._last = file, self._read(file, self.image_format)
+        photo = self._last[1]
+        height, width = sample["photo_size"]
+        check_image_size({"file_name": file, "height": height, "width": width}, photo)
+        return cropped(photo, sample["tile"])
 
     def _set_instances(
         self, dataset_dict: dict, transforms: TransformList, image_shape: tuple[int, int]
@@ -267,6 +292,12 @@ def _padding_with_zeros(transform: Transform) -> Transform:
         transform = copy.copy(transform)
         transform.seg_pad_value = 0
     return transform
+
+
+def cropped(image: np.ndarray, tile: Sequence[int]) -> np.ndarray:
+    """Return a copy of the pixels of an image inside of x0, y0, x1, y1."""
+    x0, y0, x1, y1 = tile
+    return np.array(image[y0:y1, x0:x1], order="C")
 
 
 def _not_crowds(annotations: Sequence[dict]) -> list[dict]:

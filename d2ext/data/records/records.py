@@ -167,6 +167,24 @@ class View(_Decoded):
         record = self.parts[part][i - self._starts[part]]
         return self.function(record) if self.function else record
 
+    @property
+    def columns(self) -> Columns:
+        """Return the columns of these records, without boxes."""
+        return self._joined(boxes=False)
+
+    def columns_with_boxes(self) -> Columns:
+        """Return the columns of these records, with boxes."""
+        return self._joined(boxes=True)
+
+    def _joined(self, boxes: bool) -> Columns:
+        parts = [columns_of(part, boxes) for part in self.parts]
+        names = [*Columns.NAMES, "boxes"] if boxes else Columns.NAMES
+        columns = Columns(*(np.concatenate([getattr(c, n) for c in parts]) for n in names))
+        if self.indices is not None:
+            columns = columns.take(self.indices)
+        changed = getattr(self.function, "columns", None)
+        return changed(columns) if changed else columns
+
 
 def select(records: Sequence[dict], indices: Sequence[int] | np.ndarray) -> View:
     """Return the records with these indices, in this order; indices may repeat.
@@ -229,13 +247,7 @@ def columns_of(records: Sequence[dict], boxes: bool = False) -> Columns:
     if isinstance(records, Records):
         return replace(records.columns, boxes=records.boxes()) if boxes else records.columns
     if isinstance(records, View):
-        parts = [columns_of(part, boxes) for part in records.parts]
-        names = [*Columns.NAMES, "boxes"] if boxes else Columns.NAMES
-        columns = Columns(*(np.concatenate([getattr(c, n) for c in parts]) for n in names))
-        if records.indices is not None:
-            columns = columns.take(records.indices)
-        changed = getattr(records.function, "columns", None)
-        return changed(columns) if changed else columns
+        return records.columns_with_boxes() if boxes else records.columns
     columns = list_columns(records)
     return replace(columns, boxes=list_boxes(records)) if boxes else columns
 

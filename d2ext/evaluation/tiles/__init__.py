@@ -1,0 +1,1 @@
+"""Join the detections of a photo's tiles."""
