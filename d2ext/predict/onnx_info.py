@@ -5,18 +5,19 @@ Each field of `ModelInfo` is a key of the file's `metadata_props`, with its valu
 | name | type and shape | content |
 |---|---|---|
 | input `image` | uint8 (height, width, 3) | the resized image, channels in the order of `channels` |
-| output `boxes` | float32 (objects, 4) | x0, y0, x1, y1 in pixels of the resized image, inside it |
+| output `boxes` | float32 (objects, 4) | x0, y0, x1, y1 in pixels of the resized image; clip them |
 | output `scores` | float32 (objects,) | from 0 to 1, in descending order |
 | output `classes` | int64 (objects,) | indices into `classes` |
 | output `masks` | float32 (objects, mask_size, mask_size) | probabilities in the box, not for all models |
 
 The resized image has a short side of `short_edge` pixels, unless its long side would then be longer
 than `max_size`, to which it is scaled down in that case; both sides are rounded to whole pixels
-(half up). It is resized with Pillow's bilinear filter, which is antialiased.
+(half up). It is resized with Pillow's bilinear filter, which is antialiased. The photo is upright:
+its EXIF orientation is applied first.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -33,7 +34,6 @@ class Provenance(msgspec.Struct, kw_only=True):
         config: File name of the config, or the name of the recipe.
         weights: File name of the checkpoint.
         weights_sha256: SHA-256 of that file.
-        averaged: Whether the weights are averaged (EMA), as they were evaluated.
         created: Time of the export, in ISO 8601, UTC.
         versions: Versions of the packages by name.
     """
@@ -42,7 +42,6 @@ class Provenance(msgspec.Struct, kw_only=True):
     config: str = ""
     weights: str = ""
     weights_sha256: str = ""
-    averaged: bool = False
     created: str = ""
     versions: dict[str, str] = {}
 
@@ -86,11 +85,8 @@ class ModelInfo(msgspec.Struct, kw_only=True):
 
 def to_metadata(info: ModelInfo) -> dict[str, str]:
     """Return the entries of `metadata_props`, JSON by key."""
-    return {key: msgspec.json.encode(value).decode() for key, value in _plain(info).items()}
-
-
-def _plain(info: ModelInfo) -> dict[str, Any]:
-    return msgspec.to_builtins(info)
+    plain = msgspec.to_builtins(info)
+    return {key: msgspec.json.encode(value).decode() for key, value in plain.items()}
 
 
 def from_metadata(entries: Mapping[str, str], name: str) -> ModelInfo:
