@@ -10,6 +10,10 @@ const DECODED = {
   premultiplyAlpha: "none",
 };
 
+const TRANSPARENT = "Transparent pixels have other colors here than in d2ext predict.";
+const PRINTED = "Colors for printing (CMYK), as this browser converts them.";
+const DEEP = "16 bits per channel, as this browser reduces them; d2ext predict does so differently.";
+
 /**
  * Decode a photo, and resize it for the model.
  *
@@ -40,7 +44,8 @@ async function readPhoto(file, model) {
   try {
     if (width * height > MAX_PIXELS) throw tooLarge(width * height);
     const input = modelInput(bitmap, model);
-    return { width, height, note: header.note, input };
+    const notes = header.notes.concat(input.isTransparent ? [TRANSPARENT] : []);
+    return { width, height, note: notes.join(" "), input };
   } finally {
     bitmap.close();
   }
@@ -51,7 +56,11 @@ function tooLarge(pixels) {
   return new Error(`has ${millions(pixels)} megapixels; the limit is ${millions(MAX_PIXELS)}`);
 }
 
-/** Return a photo's pixels as the model takes them: resized, in its order of channels. */
+/**
+ * Return a photo's pixels as the model takes them: resized, in its order of channels.
+ *
+ * Where the photo is transparent, browsers lose a part of its colors.
+ */
 function modelInput(bitmap, model) {
   const { width, height } = bitmap;
   const [newWidth, newHeight] = resizedSize(width, height, model.short_edge, model.max_size);
@@ -65,10 +74,13 @@ function modelInput(bitmap, model) {
   const canvas = new OffscreenCanvas(width, most);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.globalCompositeOperation = "copy"; // replace the strip before
+  let isTransparent = false;
   for (let top = 0; top < height; top += most) {
     const rows = Math.min(most, height - top);
     context.drawImage(bitmap, 0, top, width, rows, 0, 0, width, rows);
-    resizeRows(context.getImageData(0, 0, width, rows).data, width, plan, narrow, stride * top);
+    const { data } = context.getImageData(0, 0, width, rows);
+    for (let i = 3; i < data.length && !isTransparent; i += 4) isTransparent = data[i] < 255;
+    resizeRows(data, width, plan, narrow, stride * top);
   }
   const pixels = resizeColumns(narrow, stride, resizeWeights(height, newHeight));
   if (model.channels === "BGR") {
@@ -76,22 +88,22 @@ function modelInput(bitmap, model) {
       [pixels[i], pixels[i + 2]] = [pixels[i + 2], pixels[i]];
     }
   }
-  return { pixels, width: newWidth, height: newHeight };
+  return { pixels, width: newWidth, height: newHeight, isTransparent };
 }
 
 /**
  * Return what the file's header says, for JPEG and PNG: `width` and `height` (0 if unknown),
- * `isCut`, because browsers draw a cut file in part, and a `note` for the user.
+ * `isCut`, because browsers draw a cut file in part, and `notes` for the user.
  */
 function readHeader(bytes) {
   const view = new DataView(bytes.buffer);
   if (bytes.length > 3 && view.getUint16(0) === 0xffd8) return readJpeg(view);
   if (bytes.length > 24 && view.getUint32(0) === 0x89504e47) return readPng(view);
-  return { width: 0, height: 0, isCut: false, note: "" };
+  return { width: 0, height: 0, isCut: false, notes: [] };
 }
 
 function readJpeg(view) {
-  const header = { width: 0, height: 0, isCut: true, note: "" };
+  const header = { width: 0, height: 0, isCut: true, notes: [] };
   let at = 2;
   while (at + 10 <= view.byteLength && view.getUint8(at) === 0xff) {
     const marker = view.getUint8(at + 1);
@@ -99,9 +111,7 @@ function readJpeg(view) {
     if (isFrame) {
       header.height = view.getUint16(at + 5);
       header.width = view.getUint16(at + 7);
-      if (view.getUint8(at + 9) === 4) {
-        header.note = "Colors for printing (CMYK), as this browser converts them.";
-      }
+      if (view.getUint8(at + 9) === 4) header.notes.push(PRINTED);
     }
     at += 2 + view.getUint16(at + 2);
     if (marker === 0xda) break; // the compressed pixels follow, in which 0xff is marked
@@ -113,7 +123,8 @@ function readJpeg(view) {
 }
 
 function readPng(view) {
-  const header = { width: view.getUint32(16), height: view.getUint32(20), isCut: true, note: "" };
+  const header = { width: view.getUint32(16), height: view.getUint32(20), isCut: true, notes: [] };
+  if (view.getUint8(24) === 16) header.notes.push(DEEP);
   for (let at = 8; at + 12 <= view.byteLength; at += 12 + view.getUint32(at)) {
     if (view.getUint32(at + 4) === 0x49454e44) return { ...header, isCut: false }; // IEND
   }
