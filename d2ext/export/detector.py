@@ -271,7 +271,9 @@ class RCNNDetector(nn.Module):
         features = self.backbone(self.input(image))
         boxes = self.proposals(features, image)
         stages = []
-        for i, (head, predictor) in enumerate(zip(self.box_heads, self.box_predictors, strict=True)):
+        for i, (head, predictor) in enumerate(
+            zip(self.box_heads, self.box_predictors, strict=True)
+        ):
             if i:
                 boxes = _clipped(boxes, image)
             logits, deltas = predictor(head(self.box_pooler(features, boxes)))

@@ -80,8 +80,13 @@ def export_model(
     else:
         unverified.replace(file)
         shutil.copyfile(Path(__file__).with_name(RUNNER), file.with_name(RUNNER))
-        logger.info("%s: %.1f MB, %s; run it with %s", file, proof.bytes / 1e6, info.precision,
-                    file.with_name(RUNNER))
+        logger.info(
+            "%s: %.1f MB, %s; run it with %s",
+            file,
+            proof.bytes / 1e6,
+            info.precision,
+            file.with_name(RUNNER),
+        )
     write_record(file.with_suffix(".json"), replace(proof, file=Path(proof.file).name))
     if page and not proof.failures:
         from d2ext.export.page import write_page

@@ -227,7 +227,9 @@ def main():
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTOS", help="images, or folders of images")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="output folder")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="(the .onnx file beside this one)")
+    parser.add_argument(
+        "--model", type=Path, metavar="FILE", help="(the .onnx file beside this one)"
+    )
     parser.add_argument("--score-threshold", type=float, metavar="S", help="lowest score (0.5)")
     parser.add_argument("--no-overlays", action="store_true", help="do not draw the objects")
     args = parser.parse_args()

@@ -3,7 +3,8 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from d2ext.data.formats.images import images_in
 from d2ext.errors import UserError, config_errors
 from d2ext.evaluation.instances import Detections
-from d2ext.evaluation.predictions import NO_DETECTIONS, predict
+from d2ext.evaluation.predictions import NO_DETECTIONS, joined, predict
 from d2ext.evaluation.suite import Suite
 from d2ext.predict.predictor import TrainedModel
 from d2ext.preflight.plan import plan_run
@@ -210,36 +211,31 @@ def _on_validation_set(
     assert plan.built
     cfg = plan.built.cfg
     suite = Suite(cfg.dataloader.val, cfg.evaluators, intervals=False, resamples=0)
-    evaluations = [suite.evaluate(model) for model in models]
+    with _quiet():
+        evaluations = [suite.evaluate(model) for model in models]
     images, detections, results = 0, [], {}
     for ours, theirs in zip(*evaluations, strict=True):
-        detections.append(
-            [e.detections if e.detections is not None else NO_DETECTIONS for e in (ours, theirs)]
-        )
+        found = [e.detections or NO_DETECTIONS for e in (ours, theirs)]
+        detections.append([replace(part, image=part.image + images) for part in found])
         images += len(ours.records)
         results |= {
             key: (_finite(value), _finite(theirs.results[key]))
             for key, value in ours.results.items()
             if key.endswith("/AP")
         }
-    offset = np.cumsum([0, *(len(e.records) for e in evaluations[0])])
-    return images, [_joined([d[i] for d in detections], offset) for i in (0, 1)], results
+    return images, [joined([pair[i] for pair in detections]) for i in (0, 1)], results
 
 
-def _joined(parts: Sequence[Detections], offset: np.ndarray) -> Detections:
-    """Return the detections of several datasets, whose images are numbered one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    masks = None
-    if all(part.masks is not None for part in parts):
-        masks = [mask for part in parts for mask in part.masks or ()]
-    return Detections(
-        np.concatenate([p.image + start for p, start in zip(parts, offset, strict=False)]),
-        np.concatenate([p.label for p in parts]),
-        np.concatenate([p.boxes for p in parts]),
-        np.concatenate([p.scores for p in parts]),
-        masks,
-    )
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the tables of both evaluations, which are nearly equal."""
+    evaluation = logging.getLogger("d2ext.evaluation")
+    before = evaluation.level
+    evaluation.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        evaluation.setLevel(before)
 
 
 def _failures(record: ExportRecord) -> Iterator[str]:
