@@ -100,6 +100,7 @@ setup(
     package_data={
         "": ["*.html"],
         "d2ext": ["py.typed", "configs/**/*.py"],  # d2ext/configs is a link to the recipes
+        "d2ext.export": ["web/*", "onnxruntime_web/*"],
         "d2ext.report": ["*.js", "uplot/*"],
     },
     entry_points={"console_scripts": ["d2ext=d2ext.__main__:main"]},
