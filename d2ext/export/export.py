@@ -7,7 +7,6 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from d2ext.errors import UserError
 from d2ext.export import verify
 from d2ext.export.detector import build_detector
 from d2ext.export.layers import prepared
