@@ -13,7 +13,7 @@ from d2ext.export.layers import prepared
 from d2ext.export.metadata import describe
 from d2ext.export.onnx_file import check_packages, write_onnx
 from d2ext.predict.onnx_model import OnnxModel
-from d2ext.predict.predictor import load_trained
+from d2ext.predict.predictor import TrainedModel, load_trained
 from d2ext.report import write_report
 from d2ext.run_dir.schema import ExportRecord, ExportsRecord, read_valid_part, write_record
 
@@ -68,25 +68,7 @@ def export_model(
     unverified = file.with_name(f"{file.name}.unverified")
     logger.info("Exporting %s of %s to %s", info.architecture, trained.weights, file)
     write_onnx(detector, info, unverified)
-    proof = verify.verify(trained, OnnxModel(unverified), unverified, info.precision, images)
-    proof.file = str(unverified if proof.failures else file)
-    for line in verify.lines(proof):
-        logger.info("%s", line)
-    for failure in proof.failures:
-        logger.error("%s", failure)
-    if proof.failures:
-        logger.error("the export failed its verification; the file is kept as %s", unverified)
-    else:
-        unverified.replace(file)
-        shutil.copyfile(Path(__file__).with_name(RUNNER), file.with_name(RUNNER))
-        logger.info(
-            "%s: %.1f MB, %s; run it with %s",
-            file,
-            proof.bytes / 1e6,
-            info.precision,
-            file.with_name(RUNNER),
-        )
-    write_record(file.with_suffix(".json"), replace(proof, file=Path(proof.file).name))
+    proof = prove(trained, unverified, file, images)
     if page and not proof.failures:
         from d2ext.export.page import write_page
 
@@ -95,6 +77,42 @@ def export_model(
         logger.info("%s: %.1f MB", page, page.stat().st_size / 1e6)
     _record(trained.folder, proof)
     return not proof.failures
+
+
+def prove(
+    trained: TrainedModel, unverified: Path, file: Path, images: Sequence[Path] = ()
+) -> ExportRecord:
+    """Compare a written file with the model in torch; if it passes, rename it to `file`.
+
+    Beside it are then its runner, and the proof as JSON.
+
+    Args:
+        trained: Model in torch.
+        unverified: File to verify.
+        file: Its name if it passes.
+        images: Photos, and folders of photos; if it is empty, the validation set.
+
+    Returns:
+        The proof, with the path that the file has now.
+    """
+    exported = OnnxModel(unverified)
+    precision = exported.info.precision
+    proof = verify.verify(trained, exported, unverified, precision, images)
+    for line in verify.lines(proof):
+        logger.info("%s", line)
+    for failure in proof.failures:
+        logger.error("%s", failure)
+    if proof.failures:
+        logger.error("the export failed its verification; the file is kept as %s", unverified)
+    else:
+        unverified.replace(file)
+        runner = file.with_name(RUNNER)
+        shutil.copyfile(Path(__file__).with_name(RUNNER), runner)
+        size = proof.bytes / 1e6
+        logger.info("%s: %.1f MB, %s; run it with %s", file, size, precision, runner)
+    proof.file = str(unverified if proof.failures else file)
+    write_record(file.with_suffix(".json"), replace(proof, file=Path(proof.file).name))
+    return proof
 
 
 def _record(run_dir: Path, proof: ExportRecord) -> None:
