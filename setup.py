@@ -51,6 +51,9 @@ EXTRAS_REQUIRE = {
     "cityscapes": ["cityscapesscripts>=2.1", "pyquaternion>=0.9.5"],
     # Before 0.30, it requires opencv-python, which overwrites the headless version.
     "supervision": ["supervision>=0.30"],  # Prediction.to_supervision
+    # `d2ext export`, which verifies the file with onnxruntime. A model that is exported already
+    # needs only onnxruntime. torch.onnx.export needs onnx and onnxscript.
+    "export": ["onnx>=1.19", "onnxscript>=0.5.6", "onnxruntime>=1.23"],
     "heic": ["pillow-heif>=0.18"],  # reads HEIC photos of iPhones, which Pillow cannot
     # MLflow without its server, and the packages that its default store, a SQLite database, needs.
     # The full `mlflow` has the same client.

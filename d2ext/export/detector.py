@@ -271,8 +271,8 @@ class RCNNDetector(nn.Module):
         features = self.backbone(self.input(image))
         boxes = self.proposals(features, image)
         stages = []
-        for i, (head, predictor) in enumerate(zip(self.box_heads, self.box_predictors, strict=True)):
-            if i:
+        for head, predictor in zip(self.box_heads, self.box_predictors, strict=True):
+            if stages:
                 boxes = _clipped(boxes, image)
             logits, deltas = predictor(head(self.box_pooler(features, boxes)))
             boxes = predictor.box2box_transform.apply_deltas(deltas, boxes)

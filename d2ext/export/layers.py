@@ -52,7 +52,7 @@ def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
 
 
 def _with_constant_padding(conv: Conv2dSame) -> nn.Module:
-    """Return a convolution with TensorFlow's padding for inputs that are multiples of the stride."""
+    """Return a convolution with TensorFlow's padding for inputs of a multiple of the stride."""
     new = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,

@@ -13,6 +13,7 @@ import detectron2.data.transforms as T
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
 
+from d2ext.checkpoint.weights.weight_files import has_averages
 from d2ext.data.loading.mapper import Mapper
 from d2ext.errors import UserError, config_errors
 from d2ext.export.detector import RCNNDetector, RetinaNetDetector
@@ -73,8 +74,8 @@ def _short_edge(resize: T.ResizeShortestEdge) -> int:
 
 def _not_described(why: str) -> UserError:
     return UserError(
-        f"the model cannot be exported: {why}; use d2ext's or Detectron2's mapper in RGB or BGR with"
-        " one ResizeShortestEdge of one length"
+        f"the model cannot be exported: {why}; use d2ext's or Detectron2's mapper in RGB or BGR,"
+        " with one ResizeShortestEdge of one length"
     )
 
 
@@ -87,6 +88,7 @@ def _provenance(trained: TrainedModel) -> Provenance:
         config=Path(run.config_file).name,
         weights=trained.weights.name,
         weights_sha256=digest,
+        averaged=has_averages(trained.weights),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions=installed_versions(),
     )

@@ -128,8 +128,8 @@ def _strip(graph: Any) -> None:
 
 
 def _name_dimensions(graph: Any) -> None:
-    for dimension, name in zip(graph.input[0].type.tensor_type.shape.dim, ("height", "width")):
-        dimension.dim_param = name
+    height, width, _ = graph.input[0].type.tensor_type.shape.dim
+    height.dim_param, width.dim_param = "height", "width"
     for output in graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = "objects"
 

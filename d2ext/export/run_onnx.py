@@ -57,7 +57,7 @@ class Model:
         """Return the width and height at which the model sees a photo."""
         scale = self.info["short_edge"] / min(width, height)
         sides = [scale * width, scale * height]
-        sides[width > height] = self.info["short_edge"]
+        sides[1 if height < width else 0] = self.info["short_edge"]
         if max(sides) > self.info["max_size"]:
             scale = self.info["max_size"] / max(sides)
             sides = [scale * side for side in sides]
@@ -204,7 +204,7 @@ def draw(photo, objects, classes):
         tuple(round(255 * v) for v in colorsys.hsv_to_rgb(0.618 * o["category_id"] % 1, 0.8, 1))
         for o in objects
     ]
-    for found, color in zip(objects, colors):
+    for found, color in zip(objects, colors, strict=True):
         if "segmentation" in found:
             mask = decode(found["segmentation"])
             pixels[mask] = (pixels[mask] * 0.5 + np.array(color) * 0.5).astype(np.uint8)
@@ -212,7 +212,7 @@ def draw(photo, objects, classes):
     drawing = ImageDraw.Draw(picture)
     thick = max(1, round(max(photo.size) / 500))
     font = ImageFont.load_default(max(10, round(max(photo.size) / 60)))
-    for found, color in zip(objects, colors):
+    for found, color in zip(objects, colors, strict=True):
         x, y, w, h = found["bbox"]
         drawing.rectangle((x, y, x + w, y + h), outline=color, width=thick)
         label = f"{classes[found['category_id'] - 1]} {found['score']:.2f}"
@@ -225,11 +225,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("photos", nargs="+", metavar="PHOTOS", help="images, or folders of images")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="output folder")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="(the .onnx file beside this one)")
-    parser.add_argument("--score-threshold", type=float, metavar="S", help="lowest score (0.5)")
-    parser.add_argument("--no-overlays", action="store_true", help="do not draw the objects")
+    add = parser.add_argument
+    add("photos", nargs="+", metavar="PHOTOS", help="images, or folders of images")
+    add("--output", type=Path, required=True, metavar="DIR", help="output folder")
+    add("--model", type=Path, metavar="FILE", help="(the .onnx file beside this one)")
+    add("--score-threshold", type=float, metavar="S", help="lowest score (0.5)")
+    add("--no-overlays", action="store_true", help="do not draw the objects")
     args = parser.parse_args()
     beside = sorted(Path(__file__).resolve().parent.glob("*.onnx"))
     if not args.model and len(beside) != 1:

@@ -1,19 +1,21 @@
 """Metadata of an exported ONNX file: what a program needs to know in order to run it.
 
-Each field of `ModelInfo` is a key of the file's `metadata_props`, with its value as JSON. The graph:
+Each field of `ModelInfo` is a key of the file's `metadata_props`, with its value as JSON. Inputs
+and outputs of the graph:
 
 | name | type and shape | content |
 |---|---|---|
-| input `image` | uint8 (height, width, 3) | the resized image, channels in the order of `channels` |
+| input `image` | uint8 (height, width, 3) | the resized image, in the order of `channels` |
 | output `boxes` | float32 (objects, 4) | x0, y0, x1, y1 in pixels of the resized image; clip them |
 | output `scores` | float32 (objects,) | from 0 to 1, in descending order |
 | output `classes` | int64 (objects,) | indices into `classes` |
-| output `masks` | float32 (objects, mask_size, mask_size) | probabilities in the box, not for all models |
+| output `masks` | float32 (objects, mask_size, mask_size) | probabilities in the boxes |
 
-The resized image has a short side of `short_edge` pixels, unless its long side would then be longer
-than `max_size`, to which it is scaled down in that case; both sides are rounded to whole pixels
-(half up). It is resized with Pillow's bilinear filter, which is antialiased. The photo is upright:
-its EXIF orientation is applied first.
+The output `masks` exists only if `mask_size` is not 0. The resized image has a short side of
+`short_edge` pixels, unless its long side would then be longer than `max_size`, to which it is
+scaled down in that case; both sides are rounded to whole pixels (half up). It is resized with
+Pillow's bilinear filter, which is antialiased. The photo is upright: its EXIF orientation is
+applied first.
 """
 
 from collections.abc import Mapping
@@ -34,6 +36,7 @@ class Provenance(msgspec.Struct, kw_only=True):
         config: File name of the config, or the name of the recipe.
         weights: File name of the checkpoint.
         weights_sha256: SHA-256 of that file.
+        averaged: Whether the weights are averaged (EMA), as they were evaluated.
         created: Time of the export, in ISO 8601, UTC.
         versions: Versions of the packages by name.
     """
@@ -42,6 +45,7 @@ class Provenance(msgspec.Struct, kw_only=True):
     config: str = ""
     weights: str = ""
     weights_sha256: str = ""
+    averaged: bool = False
     created: str = ""
     versions: dict[str, str] = {}
 

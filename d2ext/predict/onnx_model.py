@@ -81,9 +81,7 @@ class OnnxModel(nn.Module):
         found.pred_classes = classes
         if masks:
             found.roi_masks = masks[0][:, None]
-        return detector_postprocess(
-            found, sample.get("height", height), sample.get("width", width)
-        )
+        return detector_postprocess(found, sample.get("height", height), sample.get("width", width))
 
 
 def input_config(info: ModelInfo) -> DictConfig:

@@ -96,7 +96,7 @@ def test_options_match_detectron2(records, options):
 
 
 def test_evaluated_images_are_equal_to_detectron2s(records):
-    """Both use Pillow, so that a model sees the same pixels in evaluation and in `d2ext predict`."""
+    """Both use Pillow, so that a model sees the same pixels as in `d2ext predict`."""
     for record in records:
         theirs, ours = both(record, [T.ResizeShortestEdge(96, 200)], is_train=False)
         assert torch.equal(theirs["image"], ours["image"])
