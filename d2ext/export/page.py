@@ -154,7 +154,10 @@ def _limits(info: ModelInfo) -> Iterator[str]:
         " Photos whose colors the browser may decode differently have a note: CMYK, transparency,"
         " 16 bits per channel."
     )
-    yield "The page needs Chrome or Edge 94, Firefox 113, Safari 16.4, or a later version."
+    yield (
+        "The page needs a browser of 2023 or later: Chrome or Edge 113, Firefox 113, Safari 17. It is"
+        " tested in Chromium."
+    )
 
 
 def _date(iso: str) -> str:

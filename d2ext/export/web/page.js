@@ -81,7 +81,7 @@ function startWorker(...code) {
 
 async function load() {
   if (!window.DecompressionStream || !window.OffscreenCanvas || !window.WebAssembly) {
-    throw new Error("this browser is too old; use Chrome or Edge 94, Firefox 113, Safari 16.4");
+    throw new Error("this browser is too old; use Chrome or Edge 113, Firefox 113, Safari 17");
   }
   const ids = ["runtime", "glue", "wasm", "onnx"];
   const total = ids.reduce((sum, id) => sum + (byId(id).textContent.length / 4) * 3, 0);

@@ -1,0 +1,73 @@
+"""Measure the page of `d2ext export RUN --html PAGE` in Chromium, and take the picture for README.
+
+    python benchmarks/export_page.py PAGE PHOTOS [--picture docs/page.jpg]
+
+Opens the page from the disk, without a network, gives it the photos of a folder one by one, and
+prints the size of the page, the seconds until it is ready, and those of the first and the median
+photo. The picture shows the photo with the given number, counted from 1.
+"""
+
+import argparse
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from common import machine
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from d2ext.data.formats.images import images_in
+
+WIDTH, HEIGHT = 900, 1000  # of the picture, in pixels
+
+
+def _seconds(page: Any, photo: Path) -> float:
+    """Return the time in which a page processes a photo."""
+    start = time.perf_counter()
+    page.set_input_files("input[type=file]", photo)
+    page.wait_for_selector("html[data-state=done]", timeout=600_000)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the figures, and write the picture if one is wanted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("page", type=Path)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="JPEG to write")
+    parser.add_argument("--photo", type=int, default=1, help="photo of the picture (1)")
+    args = parser.parse_args()
+    photos = [args.photos / name for name in images_in(args.photos)]
+    with sync_playwright() as playwright:
+        path = shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        context = browser.new_context(offline=True, viewport={"width": WIDTH, "height": HEIGHT})
+        page = context.new_page()
+        start = time.perf_counter()
+        page.goto(args.page.resolve().as_uri())
+        page.wait_for_selector("html[data-state=ready]", timeout=600_000)
+        ready = time.perf_counter() - start
+        first, *others = (_seconds(page, photo) for photo in photos)
+        if args.picture:
+            page.locator("#photos button").nth(args.photo - 1).click()
+            page.locator("#caption", has_text=f"{args.photo}. ").wait_for()
+            shot = args.picture.with_suffix(".png")
+            page.screenshot(path=shot)
+            with Image.open(shot) as image:
+                image.convert("RGB").save(args.picture, quality=80, optimize=True)
+            shot.unlink()
+        version = browser.version
+        browser.close()
+    print(
+        f"{args.page.stat().st_size / 1e6:.1f} MB; ready in {ready:.1f} s; {len(photos)} photos:"
+        f" the first {first:.2f} s, then {statistics.median(others):.2f} s (median)"
+    )
+    print(f"{machine()}, Chromium {version}")
+
+
+if __name__ == "__main__":
+    main()
