@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from detectron2.config import instantiate
 
 from d2ext.errors import UserError
 from d2ext.evaluation.predictions import detections_of, outputs_of
@@ -95,9 +94,6 @@ def test_other_architectures_equal_torch(name, tmp_path):
     exported = OnnxModel(tmp_path / "model.onnx")
     sizes = [(160, 120), (96, 224), (100, 100), (1, 1)]
     assert_equal(model, exported, [photo(*size) for size in sizes])
-    detector = build_detector(model)
-    none = np.full((64, 64, 3), 127, np.uint8)
-    assert both(model, exported, none)[1].boxes.shape[1] == 4
 
 
 @slow
