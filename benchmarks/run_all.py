@@ -15,8 +15,8 @@ from pathlib import Path
 from common import ORIGINALS, RESULTS, ROOT
 
 SCRIPTS = (
-    "startup via_to_coco mapper check_dataset coco_size evaluation roi_align training inference predict_onnx"
-    " loop_overhead processes intervals interval_coverage"
+    "startup via_to_coco mapper check_dataset coco_size evaluation roi_align training inference"
+    " predict_onnx loop_overhead processes intervals interval_coverage"
 ).split()
 TABLE = Path(__file__).parent / "RESULTS.md"
 

@@ -59,7 +59,7 @@ def export_model(
     """
     check_packages()
     half = half or page is not None
-    trained = load_trained(config_file, weights, [*overrides, *_STOCK, "dataloader.test=null"])
+    trained = load_trained(config_file, weights, [*overrides, *_STOCK, "+dataloader.test=null"])
     detector = build_detector(prepared(trained.model)).eval()
     info = describe(trained, detector)
     info.precision = "float16" if half else "float32"
