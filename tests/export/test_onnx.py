@@ -142,7 +142,8 @@ def test_a_file_that_differs_is_kept_as_unverified(
     proof = prove(trained_model, unverified, tmp_path / "model.onnx", photos)
     assert len(proof.failures) == 1 and "only 0.00% of the objects" in proof.failures[0]
     assert unverified.exists() and not (tmp_path / "model.onnx").exists()
-    assert json.loads((tmp_path / "model.json").read_text())["file"] == unverified.name
+    written = json.loads((tmp_path / "model.onnx.unverified.json").read_text())
+    assert written["file"] == unverified.name and written["failures"] == proof.failures
 
 
 @slow
