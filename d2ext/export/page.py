@@ -118,8 +118,7 @@ def _facts(info: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "Classes", ", ".join(info.classes)
     yield "Model", info.architecture
     yield "Config", origin.config
-    averaged = " (averaged over the training steps)" if origin.averaged else ""
-    yield "Weights", origin.weights and f"{origin.weights}{averaged}"
+    yield "Weights", origin.weights
     yield "SHA-256 of the weights", origin.weights_sha256
     yield "Weights are stored in", info.precision
     size = f"short side {info.short_edge} pixels, long side at most {info.max_size}"
