@@ -85,7 +85,15 @@ def test_lite0_equals_torch(trained_model, exported, real_balloon):
 
 @slow
 @pytest.mark.parametrize(
-    "name", ["faster", "cascade", "cascade of MMDetection", "retinanet", "retinanet of MMDetection"]
+    "name",
+    [
+        "cascade of MMDetection",
+        "retinanet",
+        *(
+            pytest.param(name, marks=pytest.mark.nightly)
+            for name in ("faster", "mask, class-agnostic", "cascade", "retinanet of MMDetection")
+        ),
+    ],
 )
 def test_other_architectures_equal_torch(name, tmp_path):
     model = built(name)
