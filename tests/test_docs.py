@@ -238,6 +238,10 @@ def test_commands_exist(command):
             text=True,
         )
         assert done.returncode == 0, done.stderr
+    elif command.words[:2] == ["python", "run_onnx.py"]:  # beside an exported model
+        from d2ext.export.run_onnx import parse
+
+        parse(command.words[2:])
     elif program in ("pip", "pre-commit"):
         assert command.words[1] == "install"
     else:
@@ -445,6 +449,21 @@ ELSEWHERE = {
     "d2ext evaluate 'runs/*/predictions/custom_val.json' --dataset a.json": (
         "needs the runs of all folds",
         "tests/cli/test_own_split.py::test_folds_are_evaluated_together",
+    ),
+    **{
+        f"d2ext export work_dirs/mine{flags}": ("takes a minute", test)
+        for flags, test in {
+            "": "tests/export/test_onnx.py::test_the_proof_is_beside_the_file_and_in_the_run",
+            " --images photos": (
+                "tests/export/test_onnx.py::test_a_file_that_differs_is_kept_as_unverified"
+            ),
+            " --half": "tests/export/test_onnx.py::test_weights_at_half_precision",
+            " --html page.html": "tests/export/test_runners.py::test_the_commands_of_the_page",
+        }.items()
+    },
+    "d2ext predict work_dirs/mine/export/model.onnx photos": (
+        "needs an exported model",
+        "tests/export/test_runners.py::test_all_three_find_the_same",
     ),
     "make env": _PACKAGES,
     "make demo": _PACKAGES,

@@ -22,6 +22,7 @@ OWN = {
     "common",
     "intervals",
     "first_call",
+    "inference",
     "training",
     "weights",
     "d2ext",

@@ -59,7 +59,7 @@ def export_model(
     """
     check_packages()
     half = half or page is not None
-    trained = load_trained(config_file, weights, [*overrides, *_STOCK, "dataloader.test=null"])
+    trained = load_trained(config_file, weights, [*overrides, *_STOCK, "+dataloader.test=null"])
     detector = build_detector(prepared(trained.model)).eval()
     info = describe(trained, detector)
     info.precision = "float16" if half else "float32"
@@ -111,7 +111,10 @@ def prove(
         size = proof.bytes / 1e6
         logger.info("%s: %.1f MB, %s; run it with %s", file, size, precision, runner)
     proof.file = str(unverified if proof.failures else file)
-    write_record(file.with_suffix(".json"), replace(proof, file=Path(proof.file).name))
+    json = (
+        unverified.with_suffix(".unverified.json") if proof.failures else file.with_suffix(".json")
+    )
+    write_record(json, replace(proof, file=Path(proof.file).name))
     return proof
 
 

@@ -220,8 +220,8 @@ def draw(photo, objects, classes):
     return picture
 
 
-def main():
-    """Run the model on all photos; return the exit status."""
+def parse(argv=None):
+    """Return the arguments of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -231,17 +231,22 @@ def main():
     add("--model", type=Path, metavar="FILE", help="(the .onnx file beside this one)")
     add("--score-threshold", type=float, metavar="S", help="lowest score (0.5)")
     add("--no-overlays", action="store_true", help="do not draw the objects")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main():
+    """Run the model on all photos; return the exit status."""
+    args = parse()
     beside = sorted(Path(__file__).resolve().parent.glob("*.onnx"))
     if not args.model and len(beside) != 1:
-        parser.error(f"{len(beside)} .onnx files beside {Path(__file__).name}; give --model FILE")
+        sys.exit(f"error: {len(beside)} .onnx files beside this program; give --model FILE")
     model = Model(args.model or beside[0])
     threshold = args.score_threshold
     if threshold is None:
         threshold = model.info["shown_score_threshold"]
     found = photos_in(args.photos, args.output)
     if not found:
-        parser.error(f"no image in {', '.join(args.photos)}")
+        sys.exit(f"error: no image in {', '.join(args.photos)}")
     classes = model.info["classes"]
     images, results, skipped = [], [], []
     for name, file in found.items():

@@ -13,6 +13,12 @@ from PIL import Image
 
 from tests.export.models import spread_outputs
 
+# In the config of a tiny run: photos of the usual size, and up to 300 objects.
+CHANGES = {
+    "short_edge_length: 96": "short_edge_length: 640",
+    "post_nms_topk: [300, 200]": "post_nms_topk: [300, 1000]",
+    "test_score_thresh: 0.05": "test_score_thresh: 0.05\n      test_topk_per_image: 300",
+}
 STOCK = ("train.fast_layers=false", "train.channels_last=false")
 
 
@@ -39,8 +45,10 @@ def spread_run(trained: Path, real_balloon: Path, tmp_path_factory: pytest.TempP
         shutil.copytree(trained, folder, dirs_exist_ok=True)
         config, weights = folder / "config.yaml", folder / "model_final.pth"
         text = config.read_text()
-        assert "short_edge_length: 96" in text
-        config.write_text(text.replace("short_edge_length: 96", "short_edge_length: 640"))
+        for before, after in CHANGES.items():
+            assert before in text
+            text = text.replace(before, after)
+        config.write_text(text)
         weights.with_name(f"{weights.name}.sha256").unlink()
         model = load_trained(config, str(weights), STOCK).model
         photo = Image.open(sorted((real_balloon / "val").glob("*.jpg"))[0]).convert("RGB")

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from detectron2.config import instantiate
 
 from d2ext.errors import UserError
 from d2ext.evaluation.predictions import detections_of, outputs_of
@@ -86,7 +85,15 @@ def test_lite0_equals_torch(trained_model, exported, real_balloon):
 
 @slow
 @pytest.mark.parametrize(
-    "name", ["faster", "cascade", "cascade of MMDetection", "retinanet", "retinanet of MMDetection"]
+    "name",
+    [
+        "cascade of MMDetection",
+        "retinanet",
+        *(
+            pytest.param(name, marks=pytest.mark.nightly)
+            for name in ("faster", "mask, class-agnostic", "cascade", "retinanet of MMDetection")
+        ),
+    ],
 )
 def test_other_architectures_equal_torch(name, tmp_path):
     model = built(name)
@@ -95,9 +102,6 @@ def test_other_architectures_equal_torch(name, tmp_path):
     exported = OnnxModel(tmp_path / "model.onnx")
     sizes = [(160, 120), (96, 224), (100, 100), (1, 1)]
     assert_equal(model, exported, [photo(*size) for size in sizes])
-    detector = build_detector(model)
-    none = np.full((64, 64, 3), 127, np.uint8)
-    assert both(model, exported, none)[1].boxes.shape[1] == 4
 
 
 @slow
@@ -146,7 +150,8 @@ def test_a_file_that_differs_is_kept_as_unverified(
     proof = prove(trained_model, unverified, tmp_path / "model.onnx", photos)
     assert len(proof.failures) == 1 and "only 0.00% of the objects" in proof.failures[0]
     assert unverified.exists() and not (tmp_path / "model.onnx").exists()
-    assert json.loads((tmp_path / "model.json").read_text())["file"] == unverified.name
+    written = json.loads((tmp_path / "model.onnx.unverified.json").read_text())
+    assert written["file"] == unverified.name and written["failures"] == proof.failures
 
 
 @slow
