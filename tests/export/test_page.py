@@ -40,7 +40,9 @@ def write_model(file, **changes):
     )
     info = ModelInfo(**values | changes)
     value = helper.make_tensor_value_info("image", TensorProto.UINT8, [1])
-    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["image"])], "g", [value], [])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["image"], ["image"])], "g", [value], []
+    )
     model = helper.make_model(graph)
     helper.set_model_props(model, to_metadata(info))
     onnx.save(model, file)
