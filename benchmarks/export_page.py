@@ -55,6 +55,7 @@ def main() -> None:
         if args.picture:
             page.locator("#photos button").nth(args.photo - 1).click()
             page.locator("#caption", has_text=f"{args.photo}. ").wait_for()
+            page.evaluate("scrollTo(0, 0)")
             shot = args.picture.with_suffix(".png")
             page.screenshot(path=shot)
             with Image.open(shot) as image:

@@ -155,8 +155,8 @@ def _limits(info: ModelInfo) -> Iterator[str]:
         " 16 bits per channel."
     )
     yield (
-        "The page needs a browser of 2023 or later: Chrome or Edge 113, Firefox 113, Safari 17. It is"
-        " tested in Chromium."
+        "The page needs a browser of 2023 or later: Chrome or Edge 113, Firefox 113, Safari 17. It"
+        " is tested in Chromium."
     )
 
 
