@@ -337,7 +337,8 @@ function listen() {
     take([...event.dataTransfer.files]);
   });
   document.addEventListener("keydown", (event) => {
-    if (event.target === byId("threshold") || event.ctrlKey || event.altKey || event.metaKey) return;
+    const isCommand = event.ctrlKey || event.altKey || event.metaKey;
+    if (event.target === byId("threshold") || isCommand) return;
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
   });

@@ -12,7 +12,7 @@ const DECODED = {
 
 const TRANSPARENT = "Transparent pixels have other colors here than in d2ext predict.";
 const PRINTED = "Colors for printing (CMYK), as this browser converts them.";
-const DEEP = "16 bits per channel, as this browser reduces them; d2ext predict does so differently.";
+const DEEP = "16 bits per channel, which d2ext predict reduces in another way than this browser.";
 
 /**
  * Decode a photo, and resize it for the model.
