@@ -147,7 +147,7 @@ def _limits(info: ModelInfo) -> Iterator[str]:
     )
     yield (
         "The browser decodes the photos: JPEG, PNG, WebP, GIF, BMP and usually AVIF, of animations"
-        " the first image. TIFF, HEIC (except in Safari) and raw files cannot be read."
+        " the first image. Only Safari reads TIFF and HEIC, and no browser raw files."
     )
     yield (
         "Files that are damaged or cut off, and photos of more than 179 megapixels, are skipped."
