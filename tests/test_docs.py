@@ -266,8 +266,9 @@ def _spans(page: str) -> list[str]:
 
 
 _KEY = re.compile(r"\+?(train|dataloader|data|optimizer|model)(\.\w+(\[\d+\])?)+")
-_FILES = (".py", ".md", ".yaml")
+_FILES = (".py", ".md", ".yaml", ".onnx", ".unverified")
 _MODULES = {"data.formats", "data.validation"}  # of d2ext, in architecture.md
+_MODULES |= {"model.json"}  # a file, in deploying.md
 _ADDED = {"train.compile.mode"}  # with `+`, as in training.md
 
 
