@@ -42,6 +42,7 @@ def spread_run(trained: Path, real_balloon: Path, tmp_path_factory: pytest.TempP
     from d2ext.predict.predictor import load_trained
 
     def make(folder: Path) -> None:
+        trained = request.getfixturevalue("trained")  # other workers need no training
         shutil.copytree(trained, folder, dirs_exist_ok=True)
         config, weights = folder / "config.yaml", folder / "model_final.pth"
         text = config.read_text()
