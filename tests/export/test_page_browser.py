@@ -149,9 +149,10 @@ def test_float32_page_finds_what_torch_finds(show, exported, real_balloon):
         assert [row["score"] for row in found] == sorted([r["score"] for r in found], reverse=True)
         for row in found:
             assert list(row) == list(expected[0])
-            assert row["category_id"] == 1 and row["segmentation"]["size"] == expected[0][
-                "segmentation"
-            ]["size"]
+            assert (
+                row["category_id"] == 1
+                and row["segmentation"]["size"] == expected[0]["segmentation"]["size"]
+            )
         several += len(found)
     assert several > 20 * len(files)  # so many are compared
     assert max(map(len, rows.values())) <= MOST
