@@ -112,14 +112,12 @@ def test_all_three_find_the_same(
     spread_run, exported, odd_photos, clean_python, d2ext_command, tmp_path
 ):
     """Of any photo, with the same image ids and names; a broken file is skipped."""
+    arguments = [odd_photos, "--score-threshold", "0.2", "--output"]
     torch = d2ext_command(
-        *("predict", spread_run, odd_photos, "--output", tmp_path / "torch"),
-        *("--options", *STOCK),
+        "predict", spread_run, *arguments, tmp_path / "torch", "--options", *STOCK
     )
-    onnx_ = d2ext_command(
-        "predict", exported / "model.onnx", odd_photos, "--output", tmp_path / "onnx"
-    )
-    runner = run_onnx(clean_python, exported, odd_photos, "--output", tmp_path / "runner")
+    onnx_ = d2ext_command("predict", exported / "model.onnx", *arguments, tmp_path / "onnx")
+    runner = run_onnx(clean_python, exported, *arguments, tmp_path / "runner")
     assert (torch.status, onnx_.status, runner.returncode) == (1, 1, 1), runner.stderr
     assert "broken.jpg cannot be read and is skipped" in runner.stderr
     assert "skipped 1 files that are not images" in runner.stderr
