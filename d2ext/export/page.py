@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from d2ext import report
 from d2ext.errors import UserError
+from d2ext.export.verify import TOLERANCES
 from d2ext.files import atomic_write
 from d2ext.html import page_template
 from d2ext.predict.onnx_info import ModelInfo, from_metadata
@@ -21,8 +22,6 @@ from d2ext.text import plural
 _HERE = Path(__file__).parent
 _RUNTIME = _HERE / "onnxruntime_web"
 _WASM = "ort-wasm-simd-threaded"
-# Of boxes in pixels and of scores, against the model in float32.
-_HALF_PRECISION = (2, 0.02)
 
 
 def write_page(model_file: Path, output: Path) -> None:
@@ -118,7 +117,8 @@ def _facts(info: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "Classes", ", ".join(info.classes)
     yield "Model", info.architecture
     yield "Config", origin.config
-    yield "Weights", origin.weights
+    averaged = " (averaged over the training steps)" if origin.averaged else ""
+    yield "Weights", origin.weights and f"{origin.weights}{averaged}"
     yield "SHA-256 of the weights", origin.weights_sha256
     yield "Weights are stored in", info.precision
     size = f"short side {info.short_edge} pixels, long side at most {info.max_size}"
@@ -129,10 +129,11 @@ def _facts(info: ModelInfo) -> Iterator[tuple[str, str]]:
 def _limits(info: ModelInfo) -> Iterator[str]:
     """Yield what a user of the page needs to know."""
     if info.precision == "float16":
-        pixels, score = _HALF_PRECISION
+        limits = TOLERANCES["float16"]
         yield (
-            f"The model is stored at half precision. Compared with d2ext predict, boxes differ by up"
-            f" to {pixels} pixels and scores by up to {score}, so that an object close to the lowest"
+            "The model is stored at half precision. Compared with the trained model, boxes may"
+            f" differ by up to {limits['boxes']:g} pixels and scores by up to {limits['scores']:g}"
+            f" for at least {limits['within']:.0%} of the objects; objects close to the lowest"
             " score may appear or vanish."
         )
     yield (
@@ -140,19 +141,23 @@ def _limits(info: ModelInfo) -> Iterator[str]:
         f" {info.score_threshold:g}."
     )
     yield (
-        "The model runs on one core of this computer's processor, one photo at a time. Pictures are"
-        " shown and saved with a long side of at most 4096 pixels; predictions.json always refers to"
-        " the pixels of the photo."
+        "The model runs on one core of this computer's processor, one photo at a time. Pictures"
+        " are shown and saved with a long side of at most 4096 pixels; predictions.json always"
+        " refers to the pixels of the photo."
     )
     yield (
-        "The browser decodes the photos: usually JPEG, PNG, WebP, GIF, BMP and AVIF, and the first"
-        " image of an animation. Photos of more than 179 megapixels are skipped."
+        "The browser decodes the photos: JPEG, PNG, WebP, GIF, BMP and usually AVIF, of animations"
+        " the first image. Only Safari reads TIFF and HEIC, and no browser raw files."
     )
     yield (
-        "Colors of CMYK photos and of images with 16 bits per channel are those of the browser."
-        " Transparent pixels are seen as black where they are fully transparent."
+        "Files that are damaged or cut off, and photos of more than 179 megapixels, are skipped."
+        " Photos whose colors the browser may decode differently have a note: CMYK, transparency,"
+        " 16 bits per channel."
     )
-    yield "It needs Chrome or Edge 94, Firefox 113, Safari 16.4, or a later version."
+    yield (
+        "The page needs a browser of 2023 or later: Chrome or Edge 113, Firefox 113, Safari 17. It"
+        " is tested in Chromium."
+    )
 
 
 def _date(iso: str) -> str:

@@ -1,14 +1,15 @@
 "use strict";
 // Draw a photo with its objects.
 
-// Colors of the classes, in turn; those of the report's charts.
+// Those of the report's charts.
 const COLORS = [
   [47, 127, 247], [232, 113, 10], [18, 163, 120], [199, 74, 214],
   [199, 154, 0], [224, 67, 90], [23, 162, 196], [138, 143, 152],
 ];
 
-function classColor(label) {
-  return COLORS[label % COLORS.length];
+/** Return the color of each object: that of its class, or different ones if there is one class. */
+function objectColors(objects, classes) {
+  return objects.map(({ label }, i) => COLORS[(classes.length > 1 ? label : i) % COLORS.length]);
 }
 
 /**
@@ -29,7 +30,9 @@ function drawPhoto(canvas, bitmap, photo, objects, model, width, unit) {
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  const rising = [...objects].reverse(); // draw the most certain object last
+  const colors = objectColors(objects, model.classes);
+  const rising = objects.map((object, i) => ({ ...object, color: colors[i] }));
+  rising.reverse(); // the most certain object is drawn last
   for (const object of rising) drawMask(context, object, scale, model);
   for (const object of rising) drawBox(context, object, scale, unit);
   for (const object of rising) drawLabel(context, object, scale, unit, model.classes);
@@ -42,7 +45,6 @@ function drawMask(context, object, scale, model) {
   const mask = pasteMask(object.mask, model.mask_size, box, width, height, model.mask_threshold);
   if (mask.width < 1 || mask.height < 1) return;
   const pixels = new ImageData(mask.width, mask.height);
-  const color = classColor(object.label);
   const isInside = (x, y) =>
     x >= 0 && y >= 0 && x < mask.width && y < mask.height && mask.inside[x * mask.height + y];
   for (let x = 0; x < mask.width; x += 1) {
@@ -50,7 +52,7 @@ function drawMask(context, object, scale, model) {
       if (!isInside(x, y)) continue;
       const isEdge =
         !isInside(x - 1, y) || !isInside(x + 1, y) || !isInside(x, y - 1) || !isInside(x, y + 1);
-      pixels.data.set([...color, isEdge ? 255 : 100], 4 * (y * mask.width + x));
+      pixels.data.set([...object.color, isEdge ? 255 : 100], 4 * (y * mask.width + x));
     }
   }
   const layer = new OffscreenCanvas(mask.width, mask.height);
@@ -61,12 +63,12 @@ function drawMask(context, object, scale, model) {
 function drawBox(context, object, scale, unit) {
   const [x0, y0, x1, y1] = object.box.map((value) => value * scale);
   context.lineWidth = 2 * unit;
-  context.strokeStyle = `rgb(${classColor(object.label)})`;
+  context.strokeStyle = `rgb(${object.color})`;
   context.strokeRect(x0, y0, x1 - x0, y1 - y0);
 }
 
 function drawLabel(context, object, scale, unit, classes) {
-  const color = classColor(object.label);
+  const { color } = object;
   const text = `${classes[object.label]} ${object.score.toFixed(2)}`;
   context.font = `600 ${13 * unit}px system-ui, sans-serif`;
   context.textBaseline = "middle";

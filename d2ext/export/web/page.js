@@ -81,7 +81,7 @@ function startWorker(...code) {
 
 async function load() {
   if (!window.DecompressionStream || !window.OffscreenCanvas || !window.WebAssembly) {
-    throw new Error("this browser is too old; use Chrome or Edge 94, Firefox 113, Safari 16.4");
+    throw new Error("this browser is too old; use Chrome or Edge 113, Firefox 113, Safari 17");
   }
   const ids = ["runtime", "glue", "wasm", "onnx"];
   const total = ids.reduce((sum, id) => sum + (byId(id).textContent.length / 4) * 3, 0);
@@ -337,7 +337,8 @@ function listen() {
     take([...event.dataTransfer.files]);
   });
   document.addEventListener("keydown", (event) => {
-    if (event.target === byId("threshold") || event.ctrlKey || event.altKey || event.metaKey) return;
+    const isCommand = event.ctrlKey || event.altKey || event.metaKey;
+    if (event.target === byId("threshold") || isCommand) return;
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
   });

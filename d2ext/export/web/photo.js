@@ -1,7 +1,7 @@
 "use strict";
 // Read a photo as pixels for the model.
 
-const STRIP_PIXELS = 4e6; // read from the decoder at a time, because a canvas has a limited size
+const PART_PIXELS = 4e6; // to read at a time, because the size of a canvas is limited
 const MAX_PIXELS = 178956970; // as in `d2ext predict`
 // Like Pillow: turned upright, without color management.
 const DECODED = {
@@ -12,7 +12,7 @@ const DECODED = {
 
 const TRANSPARENT = "Transparent pixels have other colors here than in d2ext predict.";
 const PRINTED = "Colors for printing (CMYK), as this browser converts them.";
-const DEEP = "16 bits per channel, as this browser reduces them; d2ext predict does so differently.";
+const DEEP = "16 bits per channel, which d2ext predict reduces in another way than this browser.";
 
 /**
  * Decode a photo, and resize it for the model.
@@ -67,25 +67,24 @@ function modelInput(bitmap, model) {
   if (!newWidth || !newHeight) {
     throw new Error(`has ${width} x ${height} pixels, too narrow to be resized for the model`);
   }
-  const plan = resizeWeights(width, newWidth);
-  const stride = 3 * newWidth;
-  const narrow = new Uint8Array(stride * height);
-  const most = Math.min(height, Math.max(1, Math.floor(STRIP_PIXELS / width)));
-  const canvas = new OffscreenCanvas(width, most);
+  const canvas = new OffscreenCanvas(1, 1);
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.globalCompositeOperation = "copy"; // replace the strip before
   let isTransparent = false;
-  for (let top = 0; top < height; top += most) {
-    const rows = Math.min(most, height - top);
-    context.drawImage(bitmap, 0, top, width, rows, 0, 0, width, rows);
-    const { data } = context.getImageData(0, 0, width, rows);
+  const read = (left, top, columns, rows) => {
+    canvas.width = columns; // which also clears the canvas
+    canvas.height = rows;
+    context.drawImage(bitmap, left, top, columns, rows, 0, 0, columns, rows);
+    const { data } = context.getImageData(0, 0, columns, rows);
     for (let i = 3; i < data.length && !isTransparent; i += 4) isTransparent = data[i] < 255;
-    resizeRows(data, width, plan, narrow, stride * top);
-  }
-  const pixels = resizeColumns(narrow, stride, resizeWeights(height, newHeight));
-  if (model.channels === "BGR") {
-    for (let i = 0; i < pixels.length; i += 3) {
-      [pixels[i], pixels[i + 2]] = [pixels[i + 2], pixels[i]];
+    return data;
+  };
+  const resized = resizeImage(read, width, height, newWidth, newHeight, PART_PIXELS);
+  const order = model.channels === "BGR" ? [2, 1, 0] : [0, 1, 2];
+  const pixels = new Uint8Array(3 * newWidth * newHeight);
+  for (let from = 0, at = 0; at < pixels.length; from += 4) {
+    for (const channel of order) {
+      pixels[at] = resized[from + channel];
+      at += 1;
     }
   }
   return { pixels, width: newWidth, height: newHeight, isTransparent };

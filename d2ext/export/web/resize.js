@@ -1,9 +1,9 @@
 "use strict";
 // Resize an image as Pillow's Image.resize with BILINEAR does, byte for byte.
 //
-// Pillow (src/libImaging/Resample.c) averages with a triangle as wide as the step between output
-// pixels, first along the rows and then along the columns, with fixed-point weights, and rounds
-// to bytes after each of the two passes.
+// Pillow 13 (src/libImaging/Resample.c) averages with a triangle as wide as the step between output
+// pixels, along the rows and along the columns, with fixed-point weights, and rounds to bytes after
+// each of the two passes. Images are arrays of bytes, row by row, with 4 bytes for each pixel.
 
 const WEIGHT_BITS = 22;
 
@@ -39,37 +39,44 @@ function resizeWeights(size, newSize) {
   return { first, count, weights, most };
 }
 
+/** Return whether the columns are resized first, which older versions of Pillow never do. */
+function columnsFirst(width, height, newWidth, newHeight) {
+  const shrinks = height - newHeight;
+  return shrinks > 0 && shrinks > 2 * (width - newWidth);
+}
+
 /**
- * Resize rows of RGBA pixels to another width.
+ * Resize rows of pixels to another width.
  *
- * @param rgba Pixels of the rows, 4 bytes each; the fourth is ignored.
+ * @param pixels Rows of pixels; the fourth byte of a pixel is ignored.
  * @param width Width of the rows.
  * @param plan Result of `resizeWeights(width, newWidth)`.
- * @param output Pixels with 3 bytes each, which receive the rows from the byte `at` on.
+ * @param output Image that receives the rows from the byte `at` on.
  */
-function resizeRows(rgba, width, plan, output, at) {
+function resizeRows(pixels, width, plan, output, at) {
   const { first, count, weights, most } = plan;
   const half = 1 << (WEIGHT_BITS - 1);
-  for (let row = 0; row < rgba.length; row += 4 * width) {
+  for (let row = 0; row < pixels.length; row += 4 * width) {
     for (let i = 0; i < first.length; i += 1) {
       let red = half, green = half, blue = half;
       let from = row + 4 * first[i];
       for (let k = i * most; k < i * most + count[i]; k += 1, from += 4) {
-        red += rgba[from] * weights[k];
-        green += rgba[from + 1] * weights[k];
-        blue += rgba[from + 2] * weights[k];
+        red += pixels[from] * weights[k];
+        green += pixels[from + 1] * weights[k];
+        blue += pixels[from + 2] * weights[k];
       }
       output[at] = red >> WEIGHT_BITS;
       output[at + 1] = green >> WEIGHT_BITS;
       output[at + 2] = blue >> WEIGHT_BITS;
-      at += 3;
+      at += 4;
     }
   }
 }
 
-/** Resize the columns of an image with rows of `stride` bytes; return the new image. */
-function resizeColumns(pixels, stride, plan) {
+/** Return an image of `width` pixels with its columns resized by `resizeWeights`. */
+function resizeColumns(pixels, width, plan) {
   const { first, count, weights, most } = plan;
+  const stride = 4 * width;
   const half = 1 << (WEIGHT_BITS - 1);
   const output = new Uint8Array(stride * first.length);
   const sums = new Int32Array(stride);
@@ -83,6 +90,39 @@ function resizeColumns(pixels, stride, plan) {
     for (let x = 0; x < stride; x += 1) output[i * stride + x] = sums[x] >> WEIGHT_BITS;
   }
   return output;
+}
+
+/**
+ * Resize an image that is read in parts, so that a large one is never in memory as a whole.
+ *
+ * @param read Function that returns the pixels of the rectangle (left, top, width, height).
+ * @param mostPixels Size of the largest part.
+ */
+function resizeImage(read, width, height, newWidth, newHeight, mostPixels) {
+  const across = resizeWeights(width, newWidth);
+  const down = resizeWeights(height, newHeight);
+  if (columnsFirst(width, height, newWidth, newHeight)) {
+    const short = new Uint8Array(4 * width * newHeight);
+    const step = Math.max(1, Math.floor(mostPixels / height));
+    for (let left = 0; left < width; left += step) {
+      const columns = Math.min(step, width - left);
+      const part = resizeColumns(read(left, 0, columns, height), columns, down);
+      for (let y = 0; y < newHeight; y += 1) {
+        const row = part.subarray(4 * columns * y, 4 * columns * (y + 1));
+        short.set(row, 4 * (width * y + left));
+      }
+    }
+    const output = new Uint8Array(4 * newWidth * newHeight);
+    resizeRows(short, width, across, output, 0);
+    return output;
+  }
+  const narrow = new Uint8Array(4 * newWidth * height);
+  const step = Math.max(1, Math.floor(mostPixels / width));
+  for (let top = 0; top < height; top += step) {
+    const rows = read(0, top, width, Math.min(step, height - top));
+    resizeRows(rows, width, across, narrow, 4 * newWidth * top);
+  }
+  return resizeColumns(narrow, newWidth, down);
 }
 
 /**

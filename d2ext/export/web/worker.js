@@ -25,8 +25,12 @@ const tasks = {
   /** Detect objects in the photo `message.file`; see `readPhoto` and `detect`. */
   async detect(message) {
     const photo = await readPhoto(message.file, model);
-    const objects = await detect(photo.input, photo.width, photo.height);
-    return { width: photo.width, height: photo.height, note: photo.note, ...objects };
+    const { width, height, note } = photo;
+    try {
+      return { width, height, note, ...(await detect(photo.input, width, height)) };
+    } catch (error) {
+      throw new Error(`cannot be processed by the model (${error.message || error})`);
+    }
   },
 };
 
