@@ -458,8 +458,8 @@ ELSEWHERE = {
             " --images photos": (
                 "tests/export/test_onnx.py::test_a_file_that_differs_is_kept_as_unverified"
             ),
-            " --half": "tests/export/test_onnx.py::test_weights_at_half_precision",
-            " --html page.html": "tests/export/test_runners.py::test_the_commands_of_the_page",
+            " --half": "tests/export/test_onnx.py::test_half_precision_and_the_page",
+            " --html page.html": "tests/export/test_onnx.py::test_half_precision_and_the_page",
         }.items()
     },
     "d2ext predict work_dirs/mine/export/model.onnx photos": (
