@@ -266,8 +266,9 @@ def _spans(page: str) -> list[str]:
 
 
 _KEY = re.compile(r"\+?(train|dataloader|data|optimizer|model)(\.\w+(\[\d+\])?)+")
-_FILES = (".py", ".md", ".yaml")
+_FILES = (".py", ".md", ".yaml", ".onnx", ".unverified")
 _MODULES = {"data.formats", "data.validation"}  # of d2ext, in architecture.md
+_MODULES |= {"model.json"}  # a file, in deploying.md
 _ADDED = {"train.compile.mode"}  # with `+`, as in training.md
 
 
@@ -457,8 +458,8 @@ ELSEWHERE = {
             " --images photos": (
                 "tests/export/test_onnx.py::test_a_file_that_differs_is_kept_as_unverified"
             ),
-            " --half": "tests/export/test_onnx.py::test_weights_at_half_precision",
-            " --html page.html": "tests/export/test_runners.py::test_the_commands_of_the_page",
+            " --half": "tests/export/test_onnx.py::test_half_precision_and_the_page",
+            " --html page.html": "tests/export/test_onnx.py::test_half_precision_and_the_page",
         }.items()
     },
     "d2ext predict work_dirs/mine/export/model.onnx photos": (

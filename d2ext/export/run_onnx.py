@@ -158,11 +158,13 @@ def read(file):
         image.load()
         photo = ImageOps.exif_transpose(image)
     if photo.mode.startswith(("I", "F")):
-        values = np.asarray(photo).astype(np.float64)
+        values = np.asarray(photo)
+        kind = np.float32 if values.itemsize <= 2 else np.float64
         finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
-        scaled = (np.nan_to_num(values) - low) * (255 / ((high - low) or 1))
-        photo = Image.fromarray((scaled.clip(0, 255) + 0.5).astype(np.uint8))
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        scaled = (values.astype(kind) - kind(low)) * kind(255 / (high - low or 1))
+        scaled = np.nan_to_num(scaled, nan=0).clip(0, 255) + kind(0.5)
+        photo = Image.fromarray(scaled.astype(np.uint8))
     return photo.convert("RGB")
 
 

@@ -37,11 +37,14 @@ def _shared(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], N
 
 
 @pytest.fixture(scope="session")
-def spread_run(trained: Path, real_balloon: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spread_run(
+    request: pytest.FixtureRequest, real_balloon: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Return a run directory whose model finds many objects in photos of 640 pixels."""
     from d2ext.predict.predictor import load_trained
 
     def make(folder: Path) -> None:
+        trained = request.getfixturevalue("trained")  # other workers need no training
         shutil.copytree(trained, folder, dirs_exist_ok=True)
         config, weights = folder / "config.yaml", folder / "model_final.pth"
         text = config.read_text()

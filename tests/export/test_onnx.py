@@ -13,7 +13,7 @@ from d2ext.errors import UserError
 from d2ext.evaluation.predictions import detections_of, outputs_of
 from d2ext.export import verify
 from d2ext.export.detector import build_detector
-from d2ext.export.export import prove
+from d2ext.export.export import export_model, prove
 from d2ext.export.layers import prepared
 from d2ext.export.metadata import describe
 from d2ext.export.onnx_file import write_onnx
@@ -130,8 +130,9 @@ def test_the_proof_is_beside_the_file_and_in_the_run(exported, spread_run):
         assert abs(torch_ap - onnx_ap) <= 0.1
     assert set(proof["results"]) == {f"balloon_val/coco/{t}/AP" for t in ("bbox", "segm")}
     (export,) = json.loads((spread_run / "export.json").read_text())["exports"]
-    assert export == proof | {"file": str(exported / "model.onnx")}
-    assert str(exported / "model.onnx") in (spread_run / "report.html").read_text()
+    written = export["file"]  # before the fixture moved the folder
+    assert export == proof | {"file": written} and Path(written).name == "model.onnx"
+    assert written in (spread_run / "report.html").read_text()
     assert (exported / "run_onnx.py").read_bytes() == (
         REPO / "d2ext/export/run_onnx.py"
     ).read_bytes()
@@ -155,18 +156,21 @@ def test_a_file_that_differs_is_kept_as_unverified(
 
 
 @slow
-def test_weights_at_half_precision(trained_model, exported, real_balloon, tmp_path):
-    detector = build_detector(prepared(trained_model.model)).eval()
-    info = describe(trained_model, detector)
-    info.precision = "float16"
-    file = tmp_path / "model.onnx"
-    write_onnx(detector, info, file)
-    assert file.stat().st_size < 0.55 * (exported / "model.onnx").stat().st_size
-    half = OnnxModel(file)
-    assert half.info.precision == "float16"
+def test_half_precision_and_the_page(spread_run, exported, real_balloon, tmp_path):
+    """A page takes weights at half precision; the run's report leads to it."""
+    run = shutil.copytree(spread_run, tmp_path / "run")
     photos = sorted((real_balloon / "val").glob("*.jpg"))[:3]
-    proof = verify.verify(trained_model, half, file, "float16", photos)
-    assert proof.failures == [] and proof.boxes > 0.005
+    page = run / "page.html"
+    assert export_model(run / "config.yaml", page=page, images=photos)
+    file = run / "export" / "model_float16.onnx"
+    assert file.stat().st_size < 0.55 * (exported / "model.onnx").stat().st_size
+    assert OnnxModel(file).info.precision == "float16"
+    assert page.stat().st_size < 21_000_000
+    export = json.loads((run / "export.json").read_text())["exports"][-1]
+    assert (export["file"], export["page"]) == ("export/model_float16.onnx", "page.html")
+    assert export["results"] == {} and export["images"] == 3
+    assert 0.005 < export["boxes"] and export["within"] >= 0.9
+    assert '<a href="page.html">' in (run / "report.html").read_text()
 
 
 def test_metadata_is_read_as_it_was_written():

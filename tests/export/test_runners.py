@@ -93,9 +93,9 @@ def assert_same(ours, theirs, pixels, score, mask_pixels):
     """Check that two folders have the same objects in the same order; return their number."""
     (a, one), (b, other) = predictions(ours), predictions(theirs)
     assert one["images"] == other["images"] and one["categories"] == other["categories"]
-    assert [s["file_name"] for s in one["skipped"]] == [
-        s["file_name"] for s in other["skipped"] if not s["file_name"].endswith(".txt")
-    ]
+    skipped = ([s["file_name"] for s in index["skipped"]] for index in (one, other))
+    ours, theirs = ([f for f in files if not f.endswith(".txt")] for files in skipped)
+    assert ours == theirs
     assert [(r["image_id"], r["category_id"]) for r in a] == [
         (r["image_id"], r["category_id"]) for r in b
     ]
@@ -112,14 +112,12 @@ def test_all_three_find_the_same(
     spread_run, exported, odd_photos, clean_python, d2ext_command, tmp_path
 ):
     """Of any photo, with the same image ids and names; a broken file is skipped."""
+    arguments = [odd_photos, "--score-threshold", "0.2", "--output"]
     torch = d2ext_command(
-        *("predict", spread_run, odd_photos, "--output", tmp_path / "torch"),
-        *("--options", *STOCK),
+        "predict", spread_run, *arguments, tmp_path / "torch", "--options", *STOCK
     )
-    onnx_ = d2ext_command(
-        "predict", exported / "model.onnx", odd_photos, "--output", tmp_path / "onnx"
-    )
-    runner = run_onnx(clean_python, exported, odd_photos, "--output", tmp_path / "runner")
+    onnx_ = d2ext_command("predict", exported / "model.onnx", *arguments, tmp_path / "onnx")
+    runner = run_onnx(clean_python, exported, *arguments, tmp_path / "runner")
     assert (torch.status, onnx_.status, runner.returncode) == (1, 1, 1), runner.stderr
     assert "broken.jpg cannot be read and is skipped" in runner.stderr
     assert "skipped 1 files that are not images" in runner.stderr
@@ -139,6 +137,7 @@ def test_the_runner_has_the_ap_of_predict_without_torch(
     done = d2ext_command(
         *("convert", "via", real_balloon / "val" / "via_region_data.json"),
         *("--images", real_balloon / "val", "--output", annotations),
+        *("--classes", "balloon"),
     )
     assert done.status == 0, done.stderr
     found = {}
@@ -253,10 +252,12 @@ def test_from_onnx_takes_classes_and_thresholds(exported, real_balloon):
 def test_the_runner_needs_one_model_and_photos(exported, tmp_path):
     """Each is an error of one line with the remedy."""
     shutil.copy(exported / "run_onnx.py", tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
     for arguments, words in (
         ([tmp_path], "0 .onnx files beside this program; give --model FILE"),
         ([tmp_path / "absent", "--model", exported / "model.onnx"], "does not exist; give images"),
-        ([tmp_path, "--model", exported / "model.onnx"], f"no image in {tmp_path}"),
+        ([empty, "--model", exported / "model.onnx"], f"no image in {empty}"),
     ):
         done = run_onnx(sys.executable, tmp_path, *arguments, "--output", tmp_path / "out")
         assert done.returncode == 1 and done.stderr.count("\n") == 1 and words in done.stderr
