@@ -97,7 +97,7 @@ def photos(real_balloon):
 
 
 def ready(page):
-    page.wait_for_selector("html[data-state=ready]", timeout=60_000)
+    page.wait_for_selector("html[data-state=ready]", timeout=300_000)
     return page
 
 
