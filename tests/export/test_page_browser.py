@@ -171,7 +171,7 @@ def test_half_precision_page_is_within_its_tolerance(show, float16, real_balloon
         likely = [row for row in expected if row["score"] >= 0.5]
         boxes, scores, _ = differences(likely, rows[image_id]).T
         within = (boxes <= limits["boxes"]) & (scores <= limits["scores"])
-        assert len(likely) > 10 and within.mean() >= limits["within"]
+        assert len(likely) >= 5 and within.mean() >= limits["within"]
 
 
 @pytest.fixture(scope="module")
