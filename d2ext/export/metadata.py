@@ -14,6 +14,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
 
 from d2ext.checkpoint.weights.weight_files import has_averages
+from d2ext.config.tiles import tile_options
 from d2ext.data.loading.mapper import Mapper
 from d2ext.errors import UserError, config_errors
 from d2ext.export.detector import RCNNDetector, RetinaNetDetector
@@ -32,9 +33,14 @@ def describe(trained: TrainedModel, detector: RCNNDetector | RetinaNetDetector) 
         detector: Its detector for one image.
 
     Raises:
-        UserError: The mapper of `dataloader.val` does more than resize, so that the file cannot
-            describe its input.
+        UserError: Photos are cut into tiles, or the mapper of `dataloader.val` does more than
+            resize, so that the file cannot describe its input.
     """
+    if tiles := tile_options(trained.cfg):
+        raise UserError(
+            f"the model cannot be exported: data.tiles={tiles.side}, but exported models see entire"
+            " photos; data.tiles=null exports it for photos of the size of a tile"
+        )
     channels, resize = _input(trained.cfg)
     return ModelInfo(
         architecture=detector.architecture,
