@@ -8,13 +8,15 @@ object each tile contains:
    alike: the lower one is at least half of the higher one. A detection has at most one counterpart
    in every other tile. The best pairs are joined first, by the IoU times the lower score.
 2. A detection may be a part of an object: the remnant at a border, or one of several parts that a
-   tile sees. It joins the detection of the other tile that contains at least half of it in the
-   region, if that has at least its score, a border cuts one of both, and one of both has no
-   counterpart in the other's tile. It is a part of one object only.
+   tile sees. It joins a detection of another tile with at least its score, if that contains at
+   least half of it in the region, and if a border cuts the part or their IoU there is at least 0.5.
+   The object must have a detection in a tile where the part has no counterpart. A part joins one
+   object only.
 
 Objects that extend over more tiles are joined in a chain. The result has the highest score of its
 detections. If a tile sees the object whole, and its detection covers at least 0.7 of all of them,
-its box and mask are used; otherwise those of all detections with alike scores are united.
+its box and mask are used; otherwise those of all detections are united, without parts of less than
+half of the score.
 
 SAHI's greedy non-maximum merging (2022, https://doi.org/10.1109/ICIP46576.2022.9897990) compares
 whole detections by their intersection over the smaller area. This also joins neighboring objects of
@@ -32,7 +34,7 @@ from d2ext.data.tiles.runs import Runs, decoded, united
 from d2ext.evaluation.instances import Detections, take
 
 _SAME = 0.5  # IoU in the shared region
-_INSIDE = 0.5  # share of the smaller detection in the shared region
+_INSIDE = 0.5  # share of the part in the shared region
 _ALIKE = 0.5  # ratio of two scores
 _WHOLE = 0.7  # share of all detections' area that one of the entire object covers
 _BORDER = 0.01  # share of a tile's side; a box that ends this close to a border is cut there
@@ -112,15 +114,15 @@ class JoinedTiles:
         Each keypoint is the one with the highest score.
         """
         parts = self._parts()
-        objects = _groups(parts)
+        objects = _objects(parts)
         found = parts.detections
-        made = take(found, np.array([rows[0] for rows in objects], np.int64))
+        made = take(found, np.array([found.rows[0] for found in objects], np.int64))
         boxes, scores = made.boxes.copy(), made.scores.copy()
         keypoints = None if made.keypoints is None else made.keypoints.copy()
         masks: list[dict] | None = None if parts.masks is None else []
-        for i, rows in enumerate(objects):
+        for i, (rows, likely) in enumerate(objects):
             scores[i] = found.scores[rows].max()
-            chosen = _chosen(rows, parts)
+            chosen = _chosen(likely, parts)
             if chosen != [rows[0]]:
                 low, high = _bounds(parts.corners[chosen])
                 boxes[i] = [*low, *(high - low)]
@@ -193,101 +195,126 @@ class _Pair(NamedTuple):
     """Two detections of a class that overlap in the region that their tiles share.
 
     Attributes:
-        first: Row of the detection of one tile.
-        second: Row of that of the other tile.
-        small: The one of both rows with the smaller area in the region.
+        part: Row of the one that may be a part of the other: that with the lower score, or with the
+            smaller area in the region if the scores are equal.
+        other: Row of the other one.
         iou: IoU in the region.
-        inside: Intersection over the smaller area in the region.
+        inside: Share of the part's area in the region that the other one contains.
     """
 
-    first: int
-    second: int
-    small: int
+    part: int
+    other: int
     iou: float
     inside: float
 
 
 def _pairs(parts: _Parts) -> Iterator[_Pair]:
     """Yield the pairs of detections that overlap in the region of their tiles."""
-    labels = parts.detections.label
-    rows_of = [np.flatnonzero(parts.of_tile == i) for i in range(len(parts.tiles))]
-    firsts, seconds = np.triu_indices(len(parts.tiles), 1)
-    regions = _intersection(parts.tiles[firsts], parts.tiles[seconds])
-    for k in np.flatnonzero(_area(regions)):
-        region = regions[k]
-        mine, theirs = (
-            rows[_area(_intersection(parts.corners[rows], region)) > 0]
-            for rows in (rows_of[firsts[k]], rows_of[seconds[k]])
-        )
-        boxes, others = (_intersection(parts.corners[rows], region) for rows in (mine, theirs))
-        common = _area(_intersection(boxes[:, None], others[None]))
-        common[labels[mine][:, None] != labels[theirs]] = 0
-        if not common.any():
-            continue
-        areas, other_areas = _area(boxes), _area(others)
-        if parts.masks is not None:
-            some, more = ([parts.masks[row] for row in rows] for rows in (mine, theirs))
-            common, areas, other_areas = _mask_overlaps(some, more, common > 0, region)
-        for a, b in np.argwhere(common > 0):
-            yield _Pair(
-                int(mine[a]),
-                int(theirs[b]),
-                int(mine[a] if areas[a] <= other_areas[b] else theirs[b]),
-                common[a, b] / (areas[a] + other_areas[b] - common[a, b]),
-                common[a, b] / min(areas[a], other_areas[b]),
-            )
+    # Compare each tile with the following ones: all pairs at once would take too much memory.
+    filled, firsts = np.unique(parts.of_tile, return_index=True)
+    rows_of = np.split(np.arange(len(parts.of_tile)), firsts[1:])
+    tiles = parts.tiles[filled]
+    for i, tile in enumerate(tiles):
+        regions = _intersection(tile, tiles[i + 1 :])
+        for k in np.flatnonzero(_area(regions)).tolist():
+            yield from _pairs_in(regions[k], rows_of[i], rows_of[i + 1 + k], parts)
 
 
-def _groups(parts: _Parts) -> list[list[int]]:
-    """Return the rows of each object's detections, in the order of their first rows."""
-    scores, of_tile = parts.detections.scores, parts.of_tile
+def _pairs_in(
+    region: np.ndarray, rows: np.ndarray, others: np.ndarray, parts: _Parts
+) -> Iterator[_Pair]:
+    """Yield the pairs of detections of two tiles that overlap in a region.
+
+    Args:
+        region: x0, y0, x1, y1.
+        rows: Rows of the detections of one tile.
+        others: Rows of those of the other tile.
+        parts: Detections of all tiles.
+    """
+    scores, labels = parts.detections.scores, parts.detections.label
+    mine, theirs = (
+        some[_area(_intersection(parts.corners[some], region)) > 0] for some in (rows, others)
+    )
+    boxes, more = (_intersection(parts.corners[some], region) for some in (mine, theirs))
+    common = _area(_intersection(boxes[:, None], more[None]))
+    common[labels[mine][:, None] != labels[theirs]] = 0
+    if not common.any():
+        return
+    areas, other_areas = _area(boxes), _area(more)
+    if parts.masks is not None:
+        masks, other_masks = ([parts.masks[row] for row in some] for some in (mine, theirs))
+        common, areas, other_areas = _mask_overlaps(masks, other_masks, common > 0, region)
+    for a, b in np.argwhere(common > 0).tolist():
+        both = [
+            (scores[mine[a]], areas[a], mine[a]),
+            (scores[theirs[b]], other_areas[b], theirs[b]),
+        ]
+        (_, area, part), (_, _, other) = sorted(both)
+        union = areas[a] + other_areas[b] - common[a, b]
+        yield _Pair(int(part), int(other), common[a, b] / union, common[a, b] / area)
+
+
+class _Object(NamedTuple):
+    """Detections of an object.
+
+    Attributes:
+        rows: Rows of all of them, in order.
+        likely: Rows of those that can make its box and mask, in order.
+    """
+
+    rows: list[int]
+    likely: list[int]
+
+
+def _objects(parts: _Parts) -> list[_Object]:
+    """Return the detections of each object, in the order of their first rows."""
+    scores, of_tile = parts.detections.scores, parts.of_tile.tolist()
     group = list(range(len(scores)))  # of each row
     rows = [[row] for row in group]
-    tiles = [{int(tile)} for tile in of_tile]
+    tiles = [{tile} for tile in of_tile]
 
     def join(pair: _Pair) -> None:
-        kept, gone = sorted((group[pair.first], group[pair.second]))
+        kept, gone = sorted((group[pair.part], group[pair.other]))
         for row in rows[gone]:
             group[row] = kept
         rows[kept] += rows[gone]
         tiles[kept] |= tiles[gone]
         rows[gone] = []
 
-    def lower(pair: _Pair) -> float:
-        return min(scores[pair.first], scores[pair.second])
+    def same(pair: _Pair) -> bool:
+        return pair.iou >= _SAME and scores[pair.part] >= _ALIKE * scores[pair.other]
 
-    def alike(pair: _Pair) -> bool:
-        return lower(pair) >= _ALIKE * max(scores[pair.first], scores[pair.second])
-
-    def may_be_part(pair: _Pair) -> bool:
-        is_cut = parts.cut[pair.first] or parts.cut[pair.second]
-        return bool(is_cut) and scores[pair.small] <= lower(pair)
+    def inside(pair: _Pair) -> bool:
+        return pair.inside >= _INSIDE and bool(parts.cut[pair.part] or pair.iou >= _SAME)
 
     pairs = list(_pairs(parts))
-    same = [pair for pair in pairs if pair.iou >= _SAME and alike(pair)]
-    for pair in sorted(same, key=lambda pair: -pair.iou * lower(pair)):
-        if not tiles[group[pair.first]] & tiles[group[pair.second]]:
+    for pair in sorted(filter(same, pairs), key=lambda pair: -pair.iou * scores[pair.part]):
+        if not tiles[group[pair.part]] & tiles[group[pair.other]]:
             join(pair)
-    before, absorbed = list(group), set()
-    inside = [pair for pair in pairs if pair.inside >= _INSIDE and may_be_part(pair)]
-    for pair in sorted(inside, key=lambda pair: -pair.inside * lower(pair)):
-        first, second = group[pair.first], group[pair.second]
-        lacks = of_tile[pair.second] not in tiles[first] or of_tile[pair.first] not in tiles[second]
-        if first != second and lacks and before[pair.small] not in absorbed:
-            absorbed.add(before[pair.small])
+    chains, absorbed = list(group), set()
+    best = np.zeros(len(scores))  # score of each chain
+    np.maximum.at(best, chains, scores)
+    for pair in sorted(filter(inside, pairs), key=lambda pair: -pair.inside * scores[pair.part]):
+        part, other = group[pair.part], group[pair.other]
+        is_new = part != other and of_tile[pair.other] not in tiles[part]
+        if is_new and chains[pair.part] not in absorbed:
+            absorbed.add(chains[pair.part])
             join(pair)
-    return [sorted(found) for found in rows if found]
+    made = []
+    for found in filter(None, rows):
+        least = _ALIKE * scores[found].max()
+        made.append(
+            _Object(sorted(found), [row for row in sorted(found) if best[chains[row]] >= least])
+        )
+    return made
 
 
-def _chosen(rows: list[int], parts: _Parts) -> list[int]:
-    """Return which of an object's detections make its box and mask."""
-    if len(rows) == 1:
-        return rows
-    scores = parts.detections.scores
-    likely = [row for row in rows if scores[row] >= _ALIKE * scores[rows].max()]
+def _chosen(likely: list[int], parts: _Parts) -> list[int]:
+    """Return which of an object's likely detections make its box and mask."""
     whole = [row for row in likely if not parts.cut[row]]
-    if not whole:
+    if len(likely) == 1 or not whole:
         return likely
+    scores = parts.detections.scores
     best = max(whole, key=lambda row: scores[row])
     if parts.masks is not None:
         area, total = parts.masks[best].area, united([parts.masks[row] for row in likely]).area

@@ -1,5 +1,6 @@
 """Joined detections of tiles, with a model that returns exactly what each tile shows."""
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from d2ext.config.tiles import TileOptions
 from d2ext.data.loading.loader import build_test_loader
 from d2ext.data.loading.mapper import Mapper
+from d2ext.data.tiles.plan import plan_tiles
 from d2ext.data.tiles.records import Tiles
 from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections
@@ -181,10 +183,11 @@ def test_regions_are_not_joined(tmp_path):
 LEFT, RIGHT = [0, 0, 64, 64], [48, 0, 112, 64]
 
 
-def _joined(left, right):
-    """Return boxes x0 y0 x1 y1 (in the photo) and scores, joined from those of two tiles."""
-    photo = JoinedTiles(64, 112)
-    for tile, found in ((LEFT, left), (RIGHT, right)):
+def _joined(*sides):
+    """Return boxes x0 y0 x1 y1 (in the photo) and scores, joined from those of tiles in a row."""
+    photo = JoinedTiles(64, 64 + 48 * (len(sides) - 1))
+    for i, found in enumerate(sides):
+        tile = [48 * i, 0, 48 * i + 64, 64]
         rows = np.array(found, float).reshape(-1, 5)
         rows[:, :4:2] -= tile[0]
         rows[:, 2:4] -= rows[:, :2]
@@ -220,6 +223,51 @@ def test_a_remnant_at_the_border_is_a_part():
     assert _joined([whole], [(48, 10, 58, 20, 0.4)]) == [whole]
     within = (50, 10, 58, 20, 0.4)  # is not cut: another object in front of the first one
     assert _joined([whole], [within]) == sorted([whole, within])
+
+
+def test_a_remnant_may_be_larger_than_the_object_there():
+    whole = (30, 10, 58, 50, 0.9)
+    for right in (57, 59):
+        assert _joined([whole], [(48, 10, right, 50, 0.4)]) == [whole]
+
+
+def test_the_same_object_with_another_score_is_counted_once():
+    """Both tiles see the object whole, or the one with the higher score sees a part of it."""
+    found = (50, 10, 60, 30, 0.9)
+    assert _joined([found], [(50, 11, 60, 30, 0.3)]) == [found]
+    remnant = (48, 10, 58, 50, 0.9)
+    assert _joined([(30, 10, 58, 50, 0.4)], [remnant]) == [remnant]
+
+
+def test_a_small_object_beside_a_large_one_stays():
+    """Only one tile finds the large object."""
+    large, small = (10, 5, 64, 60, 0.9), (50, 20, 60, 30, 0.8)
+    assert _joined([large, small], [(50, 20, 60, 30, 0.7)]) == [large, small]
+
+
+def test_a_whole_object_in_front_of_a_large_one_stays():
+    large, small = (10, 5, 64, 60, 0.9), (50, 20, 60, 30, 0.8)
+    assert _joined([large, small], [(48, 5, 100, 60, 0.9)]) == [(10, 5, 100, 60, 0.9), small]
+
+
+def test_scores_may_decrease_along_an_object():
+    """Each tile's score is alike that of the next one, but not that of the first one."""
+    found = _joined([(10, 10, 64, 30, 0.95)], [(48, 10, 112, 30, 0.6)], [(96, 10, 150, 30, 0.4)])
+    assert found == [(10, 10, 150, 30, 0.95)]
+
+
+def test_many_tiles_take_little_memory():
+    tiles = plan_tiles(10000, 10000, 256, 51)
+    assert len(tiles) > 2000
+    photo, label = JoinedTiles(10000, 10000), np.zeros(1, np.int64)
+    for tile in tiles.tolist():
+        box = np.array([[100.0, 100, 20, 20]])
+        photo.add(tile, Detections(label, label, box, np.ones(1), None))
+    tracemalloc.start()
+    found = photo.joined()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found.scores) == len(tiles) and peak < 30 * 2**20
 
 
 def test_neighbors_are_paired_one_to_one():
