@@ -41,7 +41,7 @@ _OTHERS = {
     "data.recipe": Accepts((str,), True),
     "data.by_hand": Accepts((list,)),
     "data.tiles": Accepts((int,), null=True, least=32),
-    "data.tile_overlap": Accepts((int, float), above=0, below=1),
+    "data.tile_overlap": Accepts((int, float), above=0, below=0.9),
     "data.tile_min_share": Accepts((int, float), least=0, most=1),
     "optimizer.lr": Accepts((int, float), above=0),
     "dataloader.train.total_batch_size": Accepts((int,), least=1),
@@ -148,8 +148,10 @@ def shared_fields(cfg: Any) -> dict[str, str]:
     found = {key: text for name in _SHARED for key, text in _texts(name, values[name])}
     batch = values["dataloader"]["train"].get("total_batch_size")
     found["dataloader.train.total_batch_size"] = str(batch)
-    if (augmentation := _checked_fields(values).get("data.augmentation")) is not None:
-        found |= _texts("data", {"augmentation": augmentation})
+    checked = _checked_fields(values)
+    for key in ("data.augmentation", "data.tiles", "data.tile_overlap", "data.tile_min_share"):
+        if (value := checked.get(key)) is not None:
+            found |= _texts("data", {key.removeprefix("data."): value})
     return {key: text for key, text in found.items() if not key.startswith(_OF_A_MACHINE)}
 
 

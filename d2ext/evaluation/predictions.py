@@ -33,6 +33,7 @@ from d2ext.evaluation.roi_masks import encoded_masks
 from d2ext.evaluation.tiles.join import OpenPhotos
 from d2ext.files import atomic_write
 from d2ext.invocation import option
+from d2ext.text import plural
 from d2ext.waiting import interruptible, waiting_for
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def predict(
 
     Raises:
         UserError: The model does not return instances (a proposal network, for example), or returns
-            more than instances for a tile.
+            more than instances for a tile, or the loader omits tiles of a photo.
     """
     place = {image_id: i for i, image_id in enumerate(image_ids)}
     training = model.training
@@ -134,8 +135,17 @@ def predict(
                         evaluator.process([p[0] for p in photos], [p[1] for p in photos])
     finally:
         model.train(training)
+    messages = getattr(loader, "left_out", [])  # custom loaders lack it
+    if incomplete := open_photos.incomplete:
+        photos_of = f"{plural(len(incomplete), 'photo')}, such as {incomplete[0]}"
+        if not messages:
+            raise UserError(
+                f"data.tiles: tiles are missing of {photos_of}; give each rank all tiles of its"
+                " photos, as d2ext's evaluation_set and build_test_loader do"
+            )
+        messages = [*messages, f"tiles are missing of {photos_of}: not evaluated"]
     with waiting_for("the predictions of the other ranks", needed=comm.is_main_process):
-        left_out = comm.gather(getattr(loader, "left_out", []))  # custom loaders lack it
+        left_out = comm.gather(messages)
     for message in itertools.chain.from_iterable(left_out):
         logger.warning("%s", message)
     kept.seek(0)

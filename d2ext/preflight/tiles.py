@@ -12,9 +12,7 @@ from d2ext.config.model_kind import meta_architecture
 from d2ext.config.tiles import TileOptions, cuts_tiles, tile_options
 from d2ext.data.datasets.mixing import TrainingSet
 from d2ext.data.loading.mapper import Mapper
-from d2ext.data.records.records import columns_of
-from d2ext.data.tiles.plan import tile_starts
-from d2ext.data.tiles.records import TileCounts
+from d2ext.data.tiles.records import TileCounts, Tiles
 from d2ext.errors import UserError
 from d2ext.text import plural
 
@@ -90,22 +88,29 @@ def tile_lines(cfg: Any, tested: Sequence[str], dataset: Any = None) -> Iterator
         )
         yield from (f"{start}note: {note}" for note in _notes(counts, tiles))
     for name in dict.fromkeys(tested):
-        photos, number = _counted(name, tiles)
-        yield f"{start}{name}: {plural(photos, 'photo')} -> {plural(number, 'tile')}, joined"
+        of_set = Tiles(DatasetCatalog.get(name), tiles).counts
+        photos = plural(of_set.photos, "photo")
+        yield f"{start}{name}: {photos} -> {plural(of_set.tiles, 'tile')}, joined"
+        if of_set.largest:
+            yield f"{start}{name}: note: {_larger(of_set)}"
     if any(_is_detectron2s(cfg, split) for split in ("train", "val", "test")):
         yield f"{start}note: Mapper ({_MAPPER}) replaces Detectron2's DatasetMapper"
+
+
+def _larger(counts: TileCounts) -> str:
+    assert counts.largest
+    width, height, file = counts.largest
+    are, have = ("is", "has") if counts.larger == 1 else ("are", "have")
+    return (
+        f"{counts.larger} of {plural(counts.objects, 'object')} {are} larger than a tile and"
+        f" {have} to be joined, such as one of {width} x {height} pixels in {file}"
+    )
 
 
 def _notes(counts: TileCounts, tiles: TileOptions) -> Iterator[str]:
     objects = f"of {plural(counts.objects, 'object')}"
     if counts.largest:
-        width, height, file = counts.largest
-        are, have = ("is", "has") if counts.larger == 1 else ("are", "have")
-        yield (
-            f"{counts.larger} {objects} {are} larger than a tile and {have} to be joined, such as"
-            f" one of {width} x {height} pixels in {file}; data.tiles="
-            f"{_rounded(max(width, height))} would hold this one"
-        )
+        yield _larger(counts)
     if counts.cut:
         yield (
             f"{counts.cut} {objects} {'is' if counts.cut == 1 else 'are'} whole in no tile; a"
@@ -117,21 +122,6 @@ def _notes(counts: TileCounts, tiles: TileOptions) -> Iterator[str]:
             f" data.tile_min_share={tiles.min_share:g} of the area, such as in"
             f" {counts.dropped_from}, and not trained on; lower it, or use larger tiles"
         )
-
-
-def _rounded(pixels: int) -> int:
-    return -(-pixels // 32) * 32
-
-
-def _counted(name: str, tiles: TileOptions) -> tuple[int, int]:
-    """Return the number of photos and tiles of a dataset that is evaluated."""
-    columns = columns_of(DatasetCatalog.get(name))
-    numbers = [
-        len(tile_starts(height, tiles.side, tiles.shared))
-        * len(tile_starts(width, tiles.side, tiles.shared))
-        for height, width in zip(columns.heights.tolist(), columns.widths.tolist(), strict=True)
-    ]
-    return len(numbers), sum(numbers)
 
 
 def _is_detectron2s(cfg: Any, split: str) -> bool:

@@ -7,7 +7,7 @@ from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 from torch.optim import SGD
 
-from d2ext.config.check import check_config, training_fields
+from d2ext.config.check import check_config, shared_fields, training_fields
 from d2ext.config.load import load_config
 from d2ext.config.yaml_io import saved_text
 from d2ext.errors import UserError
@@ -197,3 +197,16 @@ def test_a_saved_config_has_the_same_training_fields(repo, tmp_path, recipe):
     saved.optimizer._target_ = "torch.optim.Adam"
     changed = training_fields(saved).items() ^ training_fields(cfg).items()
     assert {key for key, _ in changed} == {"optimizer._target_"}
+
+
+def test_all_machines_must_cut_the_same_tiles(repo):
+    one, other = (
+        shared_fields(
+            load_config(repo / RECIPE, ["data.tiles=640", f"data.tile_overlap={overlap}"])
+        )
+        for overlap in (0.2, 0.3)
+    )
+    assert one.items() ^ other.items() == {
+        ("data.tile_overlap", "0.2"),
+        ("data.tile_overlap", "0.3"),
+    }

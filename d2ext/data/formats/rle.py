@@ -63,15 +63,17 @@ def sound_text(counts: Sequence[str]) -> bool:
     )
 
 
-def run_lengths(counts: Sequence[str | list[int]]) -> list[np.ndarray]:
+def run_lengths(counts: Sequence[str | bytes | list[int]]) -> list[np.ndarray]:
     """Return the runs of each mask, background first, as int64 arrays.
 
     Args:
-        counts: For each mask, alternating runs of background and object, as numbers or compressed.
+        counts: For each mask, alternating runs of background and object, as numbers or compressed
+            (to bytes by pycocotools).
 
     Raises:
         ValueError: The counts of a mask are damaged or negative.
     """
+    counts = [c.decode("latin-1") if isinstance(c, bytes) else c for c in counts]
     found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(counts)
     for is_text in (True, False):
         rows = [i for i, c in enumerate(counts) if isinstance(c, str) is is_text and len(c)]

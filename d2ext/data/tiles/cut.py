@@ -162,7 +162,7 @@ def _cut_polygons(
             made.append(list(polygon))
             area += size
             continue
-        parts = clipped(shapely.Polygon(list(zip(xs, ys, strict=True))), tile)
+        parts = clipped(shapely.Polygon(np.reshape(polygon, (-1, 2))), tile)
         parts = [part for part in parts if polygon_area(part) > _LEAST]
         made += parts
         area += min(sum(map(polygon_area, parts)), size)

@@ -45,6 +45,7 @@ class OpenPhotos:
 
     def __init__(self) -> None:
         self._open: dict[int, JoinedTiles] = {}
+        self._names: dict[int, str] = {}
 
     def add(
         self, sample: Mapping[str, Any], detections: Detections, place: int
@@ -57,10 +58,17 @@ class OpenPhotos:
             place: Index of the photo.
         """
         photo = self._open.setdefault(place, JoinedTiles(*sample["photo_size"]))
+        self._names[place] = sample["file_name"]
         photo.add(sample["tile"], detections)
         if len(photo) < sample["photo_tiles"]:
             return None
+        del self._names[place]
         return self._open.pop(place).joined()
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Return the files of the photos of which tiles are still missing."""
+        return list(self._names.values())
 
 
 class JoinedTiles:

@@ -40,7 +40,16 @@ def test_counts_may_be_numbers_and_end_early():
     assert (runs.column.tolist(), runs.top.tolist(), runs.bottom.tolist()) == ([0], [1], [3])
 
 
-@pytest.mark.parametrize("counts", ["~", [3, -1]])
+@given(BITMAPS)
+def test_counts_may_be_bytes(bitmap):
+    """pycocotools.mask.encode returns bytes, which datasets that are registered in code keep."""
+    rle = encoded(bitmap)
+    as_bytes = {**rle, "counts": rle["counts"].encode("ascii")}
+    (runs,) = decoded([as_bytes])
+    assert runs.encoded(*bitmap.shape) == rle
+
+
+@pytest.mark.parametrize("counts", ["~", b"~", b"\xff", [3, -1]])
 def test_damaged_counts_are_an_error(counts):
     with pytest.raises(ValueError, match="damaged"):
         decoded([{"size": [4, 2], "counts": counts}])

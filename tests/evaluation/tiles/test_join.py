@@ -142,6 +142,34 @@ def test_a_photo_that_cannot_be_read_is_skipped_once(tmp_path):
     ]
 
 
+class _OneTileFails(Mapper):
+    def __call__(self, record):
+        if record["tile"][:2] == [48, 0] and record["image_id"] == 2:
+            raise OSError("input/output error")
+        return super().__call__(record)
+
+
+def test_photos_with_missing_tiles_are_named(tmp_path, caplog):
+    masks = SCENES["larger than a tile"]
+    record = record_of(paint(masks, [0], SIZE), masks, [0], tmp_path / "photo.png")
+    tiles = Tiles([{**record, "image_id": 2}, record], OPTIONS)
+    mapper = _OneTileFails(False, augmentations=[], image_format="RGB")
+    loader = build_test_loader(tiles, mapper, num_workers=0, bad_images="skip")
+    found = predict(ColorModel(), loader, [2, 1]).detections
+    assert found.image.tolist() == [1]
+    named = f"tiles are missing of 1 photo, such as {tmp_path / 'photo.png'}: not evaluated"
+    assert named in caplog.text
+
+
+def test_a_selection_of_tiles_is_refused(tmp_path):
+    masks = SCENES["larger than a tile"]
+    record = record_of(paint(masks, [0], SIZE), masks, [0], tmp_path / "photo.png")
+    mapper = Mapper(False, augmentations=[], image_format="RGB")
+    loader = build_test_loader(Tiles([record], OPTIONS)[:3], mapper, num_workers=0)
+    with pytest.raises(UserError, match=r"tiles are missing of 1 photo, such as .*photo\.png"):
+        predict(ColorModel(), loader, [1])
+
+
 class _Seen(DatasetEvaluator):
     """Keep the last inputs and outputs, as evaluators of Detectron2 do."""
 
