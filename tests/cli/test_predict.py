@@ -193,7 +193,7 @@ def test_photos_over_the_pixel_limit_are_reported_with_the_fix(predict, photos, 
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "99")
     done = predict(photos / "a.jpg")
     assert done.status == 1
-    assert "pixels, more than the limit of 99; cut it into tiles" in done.stdout
+    assert "pixels, more than the limit of 99; cut it into smaller files" in done.stdout
 
 
 def test_output_names_match_files_to_their_pictures(predict, photos, tmp_path):

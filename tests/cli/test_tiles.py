@@ -145,10 +145,17 @@ def test_the_plan_names_objects_that_tiles_lose(train_net, mosaics):
     assert done.status == 0, done.stderr
     larger = r"tiles +note: \d+ of \d+ objects are larger than a tile .* such as one of \d+ x \d+"
     assert re.search(larger + r" pixels in .*train\d\.png\n", done.stdout)
-    assert re.search(r"custom_val: note: \d+ of \d+ objects are larger than a tile", done.stdout)
     assert re.search(r"are whole in no tile; a larger data\.tile_overlap", done.stdout)
     lost = r"are in no tile with data\.tile_min_share=0\.9 of the area, such as in .*png, and not"
     assert re.search(lost, done.stdout), done.stdout
+
+
+def test_the_plan_names_large_objects_of_a_test_set(train_net, mosaics):
+    """The photos of the training set, whose objects are larger."""
+    val = [text.replace("data.train", "data.val") for text in mosaics if "data.train" in text]
+    done = _dry(train_net, *mosaics, *val, *QUICK, "data.tiles=32")
+    assert done.status == 0, done.stderr
+    assert re.search(r"custom_val: note: \d+ of \d+ objects are larger than a tile", done.stdout)
 
 
 def test_tiles_set_by_code_count(mosaics):

@@ -83,7 +83,8 @@ def training_set(
         min_keypoints: Number of labeled keypoints below which images are dropped.
         proposal_files: A file of precomputed proposals for each of `names` (see `with_proposals`).
         subset: Fraction of the images to train on, chosen at random and the same in each run; None
-            is all. Use it to measure how accuracy depends on the amount of data.
+            is all. Use it to measure how accuracy depends on the amount of data. With tiles, it is
+            a fraction of the tiles, from all photos.
         min_size: Pixels; images with a smaller width or height are dropped.
         tiles: Side in pixels of the tiles that photos are cut into, each of which is an image for
             all other arguments; None keeps photos whole. `data.tiles` sets it.

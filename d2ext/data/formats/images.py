@@ -158,7 +158,7 @@ def check_pixels(path: str | os.PathLike, pixels: int) -> None:
     if limit and pixels > limit:
         raise UserError(
             f"the image {path} has {pixels:,} pixels, more than the limit of {limit:,}; cut it into"
-            " tiles, or raise the limit with the environment variable"
+            " smaller files, or raise the limit with the environment variable"
             f" D2EXT_MAX_IMAGE_PIXELS={pixels}"
         )
 

@@ -123,7 +123,7 @@ class Tiles(View):
         return self._scanned
 
     def _measured(self) -> tuple[Columns, TileCounts]:
-        """Cut all photos that have several tiles; the columns of others are those of the photo."""
+        """Cut the photos that have several tiles; a single tile has the columns of its photo."""
         photos, firsts = self.parts[0], self._firsts
         of_photos = columns_of(photos)
         parts, counts = [], TileCounts()

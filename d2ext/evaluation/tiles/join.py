@@ -7,11 +7,11 @@ object each tile contains:
 1. Two detections with an IoU of at least 0.5 in the region are the same object, if their scores are
    alike: the lower one is at least half of the higher one. A detection has at most one counterpart
    in every other tile. The best pairs are joined first, by the IoU times the lower score.
-2. A detection may be a part of an object: the remnant at a border, or one of several parts that a
-   tile sees. It joins a detection of another tile with at least its score, if that contains at
-   least half of it in the region, and if a border cuts the part or their IoU there is at least 0.5.
-   The object must have a detection in a tile where the part has no counterpart. A part joins one
-   object only.
+2. A detection may be a part of an object: the remnant at a border, one of several parts that a
+   tile sees, or the object with another score. It joins a detection of another tile with at least
+   its score, if their IoU in the region is at least 0.5, or if a border cuts it and the other one
+   is larger there and contains at least half of it. It must not have a counterpart in that tile
+   yet. A part joins one object only.
 
 Objects that extend over more tiles are joined in a chain. The result has the highest score of its
 detections. If a tile sees the object whole, and its detection covers at least 0.7 of all of them,
@@ -208,12 +208,14 @@ class _Pair(NamedTuple):
         other: Row of the other one.
         iou: IoU in the region.
         inside: Share of the part's area in the region that the other one contains.
+        is_smaller: Whether the part's area in the region is at most that of the other one.
     """
 
     part: int
     other: int
     iou: float
     inside: float
+    is_smaller: bool
 
 
 def _pairs(parts: _Parts) -> Iterator[_Pair]:
@@ -257,9 +259,9 @@ def _pairs_in(
             (scores[mine[a]], areas[a], mine[a]),
             (scores[theirs[b]], other_areas[b], theirs[b]),
         ]
-        (_, area, part), (_, _, other) = sorted(both)
-        union = areas[a] + other_areas[b] - common[a, b]
-        yield _Pair(int(part), int(other), common[a, b] / union, common[a, b] / area)
+        (_, area, part), (_, other_area, other) = sorted(both)
+        iou = common[a, b] / (area + other_area - common[a, b])
+        yield _Pair(int(part), int(other), iou, common[a, b] / area, bool(area <= other_area))
 
 
 class _Object(NamedTuple):
@@ -293,7 +295,8 @@ def _objects(parts: _Parts) -> list[_Object]:
         return pair.iou >= _SAME and scores[pair.part] >= _ALIKE * scores[pair.other]
 
     def inside(pair: _Pair) -> bool:
-        return pair.inside >= _INSIDE and bool(parts.cut[pair.part] or pair.iou >= _SAME)
+        remnant = bool(parts.cut[pair.part]) and pair.is_smaller and pair.inside >= _INSIDE
+        return remnant or pair.iou >= _SAME
 
     pairs = list(_pairs(parts))
     for pair in sorted(filter(same, pairs), key=lambda pair: -pair.iou * scores[pair.part]):
