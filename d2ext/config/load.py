@@ -82,7 +82,7 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
     if _adapted(cfg) and now != before and now["warmup_iters"] == before["warmup_iters"]:
         cfg.train.warmup_iters = None  # the warm-up keeps its share of a run of another length
     check_config(cfg)
-    use_tiles(cfg)
+    use_tiles(cfg)  # datasets are not registered yet, but a printed config shows the tiles
     if setup := cfg.train.get("yacs_setup"):
         yacs.yacs_defaults(setup)  # may register datasets
     return cfg

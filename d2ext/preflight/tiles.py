@@ -93,7 +93,8 @@ def tile_lines(cfg: Any, tested: Sequence[str], dataset: Any = None) -> Iterator
         yield f"{start}{name}: {photos} -> {plural(of_set.tiles, 'tile')}, joined"
         if of_set.largest:
             yield f"{start}{name}: note: {_larger(of_set)}"
-    if any(_is_detectron2s(cfg, split) for split in ("train", "val", "test")):
+    used = ("train", "val", "test") if dataset is not None else ("val", "test")
+    if any(_is_detectron2s(cfg, split) for split in used):
         yield f"{start}note: Mapper ({_MAPPER}) replaces Detectron2's DatasetMapper"
 
 

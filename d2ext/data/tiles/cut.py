@@ -98,13 +98,15 @@ class Photo:
         whole = area >= whole_area
         if mask:
             if isinstance(mask, dict):
-                part, bounds, area, whole_area = _cut_rle(mask, tile, self.record["file_name"])
+                part, bounds, mask_area, total = _cut_rle(mask, tile, self.record["file_name"])
             else:
-                part, bounds, area, whole_area = _cut_polygons(mask, tile)
+                part, bounds, mask_area, total = _cut_polygons(mask, tile)
             made["segmentation"] = part
-            whole = area >= whole_area
-            if not whole:
-                inside = bounds
+            if total or isinstance(mask, dict):
+                area, whole_area = mask_area, total
+                whole = area >= whole_area
+                if not whole:
+                    inside = bounds
         if area < max(self._min_share * whole_area, _LEAST):
             return None, False
         left, top, right, bottom = (float(v) for v in inside)
@@ -147,7 +149,10 @@ def _cut_rle(
 def _cut_polygons(
     polygons: Sequence[Sequence[float]], tile: Sequence[int]
 ) -> tuple[list[list[float]], Sequence[float], float, float]:
-    """Return polygons in a tile, their box in the photo, their area, and that of all of them."""
+    """Return polygons in a tile, their box in the photo, their area, and that of all of them.
+
+    Polygons without an area (lines) have no parts; their points are moved into the tile.
+    """
     import shapely
 
     x0, y0, x1, y1 = tile
@@ -166,6 +171,9 @@ def _cut_polygons(
         parts = [part for part in parts if polygon_area(part) > _LEAST]
         made += parts
         area += min(sum(map(polygon_area, parts)), size)
+    if not total:
+        low, high = tile[:2], tile[2:]
+        made = [np.clip(np.reshape(p, (-1, 2)), low, high).ravel().tolist() for p in polygons]
     xs, ys = [x for p in made for x in p[::2]], [y for p in made for y in p[1::2]]
     bounds = [min(xs), min(ys), max(xs), max(ys)] if made else [0, 0, 0, 0]
     moved = [[float(c - (y0 if i % 2 else x0)) for i, c in enumerate(p)] for p in made]

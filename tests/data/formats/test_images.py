@@ -272,9 +272,7 @@ def test_the_pixel_limit_applies_everywhere_and_can_be_raised(
     exif = Image.Exif()
     exif[0x0112] = 6
     PHOTO.save(path, **({"exif": exif} if "exif" in suffix else {}))
-    words = (
-        r"has 6,912 pixels.* 4,000; cut it into smaller files.*D2EXT_MAX_IMAGE_PIXELS=6912"
-    )
+    words = r"has 6,912 pixels.* 4,000; cut it into smaller files.*D2EXT_MAX_IMAGE_PIXELS=6912"
     for read in (image_size, lambda path: read_photo(path, "BGR")):
         with pytest.raises(UserError, match=words):
             read(path)

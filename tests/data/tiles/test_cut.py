@@ -5,7 +5,7 @@ import pycocotools.mask
 import pytest
 import shapely
 from detectron2.structures import BoxMode
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -54,6 +54,7 @@ def test_bitmaps_are_those_of_the_pixels(bitmap, tile, min_share):
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 10)), min_size=3, max_size=3), _tile())
 def test_polygons_are_clipped(points, tile):
     shape = shapely.Polygon(points)
+    assume(shape.area)
     part = shapely.intersection(shape, shapely.box(*tile))
     polygon = [float(v) for point in points for v in point]
     box = list(shape.bounds)
@@ -89,6 +90,17 @@ def test_a_part_outside_of_the_box_does_not_count_as_the_object():
     ((_, made, whole),) = _photo([loose], 1.0).cut([0, 0, 6, 5])
     assert whole and made["bbox"] == [0, 0, 6, 5]
     assert pycocotools.mask.area(made["segmentation"]) == 4
+
+
+def test_an_outline_without_an_area_counts_as_its_box():
+    line = [2.0, 2, 8, 8, 2, 2]
+    photo = _photo([{"bbox": [2, 2, 8, 8], "segmentation": [line]}], 0.5)
+    ((_, made, whole),) = photo.cut([0, 0, 9, 9])
+    assert whole and made["segmentation"] == [line] and made["bbox"] == [2, 2, 8, 8]
+    ((_, made, whole),) = photo.cut([0, 2, 7, 9])
+    assert not whole and made["bbox"] == [2, 0, 7, 6]
+    assert made["segmentation"] == [[2, 0, 7, 6, 2, 0]]
+    assert not photo.cut([0, 0, 4, 4])
 
 
 def test_keypoints_outside_become_unlabeled():
