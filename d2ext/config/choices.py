@@ -79,9 +79,21 @@ def set_by_hand(cfg: Any, recipe: Any = None) -> set[str]:
         recipe: Recipe returned by `recipe_of`; None compares with nothing.
     """
     found = overridden(cfg)
+    if CROP in found and not _sets_crop(cfg):
+        found.remove(CROP)
     if recipe is not None:
         found |= differing(cfg, recipe)
     return found
+
+
+def _sets_crop(cfg: Any) -> bool:
+    """Return whether overrides set a crop, and not only arguments of, say, the recipe's flip."""
+    from omegaconf import OmegaConf
+
+    listed = OmegaConf.select(cfg, CROP.rpartition(".")[0]) or []
+    given = [key.replace("[", ".").replace("]", "") for key in cfg.data.by_hand]
+    whole = any(CROP == key or CROP.startswith(f"{key}.") for key in given)
+    return whole or sets_size(listed[1])
 
 
 def differing(cfg: Any, other: Any) -> set[str]:

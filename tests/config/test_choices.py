@@ -44,6 +44,7 @@ def test_other_recipes_are_not_fitted_even_with_data_of_the_user():
         ("dataloader.tta={min_sizes: [300]}", {keys.TTA_SIZES, keys.TTA_MAX_SIZE}),
         ("model.proposal_generator.anchor_generator.sizes[0]=[9, 12]", {keys.ANCHORS}),
         (f"{MAPPER}.augmentations[1]={{horizontal: false}}", {keys.CROP}),
+        (f"{MAPPER}.augmentations[1].horizontal=false", set()),  # the recipe's flip
         (f"+{MAPPER}.recompute_boxes=True", {keys.RECOMPUTE_BOXES}),
         ("train.checkpointer={period: 10}", {keys.CHECKPOINTS}),
         ("train.seed=3", set()),
@@ -134,7 +135,9 @@ def test_choices_follow_interpolations_of_imported_configs(name):
     own = [f"data.{s}.{key}={s}.json" for s in ("train", "val") for key in ("json", "images")]
     cfg = load_config(folder / name, [*own, "data.auto=True"])
     before = OmegaConf.to_container(cfg.dataloader.val.dataset)
-    made = with_choices(cfg, [Choice(keys.VAL_SHORT_SIDE, 64, ""), Choice(keys.VAL_MAX_SIZE, 99, "")])
+    made = with_choices(
+        cfg, [Choice(keys.VAL_SHORT_SIDE, 64, ""), Choice(keys.VAL_MAX_SIZE, 99, "")]
+    )
     for loader in (made.dataloader.val, made.dataloader.test):
         resize = loader.mapper.augmentations[0]
         assert (resize.short_edge_length, resize.max_size) == (64, 99)
