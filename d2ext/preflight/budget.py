@@ -79,13 +79,13 @@ class Length:
     period: int | None = None
 
 
-def seconds_of(budget: str) -> int:
+def seconds_of(budget: object) -> int:
     """Return a budget in seconds.
 
     Raises:
-        UserError: The text is not a duration.
+        UserError: The value is not a duration.
     """
-    if not (seconds := as_seconds(budget)):
+    if not (seconds := as_seconds(str(budget))):
         raise UserError(
             f"{BUDGET}={budget!r}: give hours, minutes or seconds, as in '10 min' or '1h30m'"
         )

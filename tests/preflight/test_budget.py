@@ -2,11 +2,12 @@
 
 import pytest
 
+import d2ext
 from d2ext.config import by_hand as keys
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, resolve_schedule
 from d2ext.errors import UserError
-from d2ext.preflight.budget import Speed, choose_length, longest, seconds_of
+from d2ext.preflight.budget import Speed, check_budget, choose_length, longest, seconds_of
 from d2ext.text import as_seconds
 
 
@@ -19,6 +20,9 @@ from d2ext.text import as_seconds
         ("1h30m", 5400),
         ("1 h 30 min", 5400),
         ("2 hours", 7200),
+        ("2 hrs", 7200),
+        ("10 mins", 600),
+        ("10  min", 600),
         ("1d12h", 129600),
         ("3h50m", 13800),
         *((text, 0) for text in ("", "10", "0 s", "-5 min", "soon", "5 min 1 h", "1.5 h", "10 ms")),
@@ -31,6 +35,12 @@ def test_durations(text, seconds):
 def test_a_budget_that_is_not_a_duration_is_an_error():
     with pytest.raises(UserError, match=r"train.budget='soon': give hours, .* '10 min' or '1h30m'"):
         seconds_of("soon")
+
+
+def test_a_number_is_not_a_budget():
+    cfg = d2ext.get_config("custom/mask_rcnn_lite0_fpn.py", ["train.budget=10"])
+    with pytest.raises(UserError, match="train.budget=10: give hours, minutes or seconds, as in"):
+        check_budget(cfg)
 
 
 def _schedule(eval_period, iterations, images=60, batch=4, evaluates=True):

@@ -4,6 +4,7 @@ import argparse
 import logging
 import pickle
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -356,6 +357,12 @@ def test_heads_for_other_classes_are_reported(tmp_path, said):
     assert "Randomly initialized: head (2 tensors)" in said()
     assert "head.bias is [5], here [2]" in said()
     with pytest.raises(UserError, match=r"2 of the model's parameters \(head.weight, head.bias\)"):
+        load_weights(Detector(), str(tmp_path / "w.pth"), whole=True)
+    (tmp_path / "config.yaml").touch()
+    run = re.escape(shlex.quote(str(tmp_path)))
+    with pytest.raises(
+        UserError, match=rf"`d2ext evaluate {run}` uses the config that its run has"
+    ):
         load_weights(Detector(), str(tmp_path / "w.pth"), whole=True)
 
 
