@@ -70,7 +70,7 @@ def overridden(cfg: Any) -> set[str]:
 
 
 def touched(keys: Iterable[str]) -> list[str]:
-    """Return those of `KEYS` that the given keys, their parents or their children, name."""
+    """Return those of `KEYS` that are given, or are a parent or a child of a given key."""
     given = [key.replace("[", ".").replace("]", "") + "." for key in keys]
     return [key for key in KEYS if any(_related(key + ".", other) for other in given)]
 

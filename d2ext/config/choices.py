@@ -58,6 +58,11 @@ def with_choices(cfg: Any, choices: Sequence[Choice]) -> Any:
     return cfg
 
 
+def is_auto(cfg: Any) -> bool:
+    """Return whether a config has `data.auto` set; some have no such field."""
+    return bool((cfg.get("data") or {}).get("auto"))
+
+
 def recipe_of(cfg: Any) -> Any:
     """Return the recipe that `data.recipe` names, as its file defines it; None without a name.
 

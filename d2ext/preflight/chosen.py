@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from d2ext.config.by_hand import overridden
-from d2ext.config.choices import differing, with_choices
+from d2ext.config.choices import differing, is_auto, with_choices
 from d2ext.config.load import execute_config
 from d2ext.data.fitting.fit import AUTO, Fitted, fitted, kept_choices
 from d2ext.data.fitting.rules import Hardware
@@ -75,7 +75,7 @@ def as_trained(cfg: Any, folder: Path) -> Any:
     """Return a config with the values that the run in a folder chose, as far as it has some."""
     kept = kept_choices(folder)
     if not kept:
-        if (cfg.get("data") or {}).get("auto"):
+        if is_auto(cfg):
             logger.warning("data.auto: %s", _unknown(folder))
         return cfg
     chosen, _ = choose_values(cfg, Hardware("cpu"), folder)

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
 from d2ext.config.augmentation import augmentation_lines, with_augmentation
-from d2ext.config.choices import with_choices
+from d2ext.config.choices import is_auto, with_choices
 from d2ext.config.flatten import flatten
 from d2ext.config.load import load_config
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
@@ -205,7 +205,7 @@ def plan_run(
     hardware = hardware_of(device, num_gpus, options.accumulate, world_size)
     trained = eval_only or checkpoint is not None
     chosen, is_new = choose_values(cfg, hardware, earlier, trained)
-    auto = bool((cfg.get("data") or {}).get("auto"))
+    auto = is_auto(cfg)
     if chosen and auto:
         _say(lines, *_titled("auto", chosen.lines()))
     original, scaling = cfg, None
@@ -472,7 +472,8 @@ def _schedule_lines(
     cfg: Any, options: TrainOptions, s: Schedule, world_size: int, dataset: Any
 ) -> list[str]:
     images = str(dataset) if isinstance(dataset, TrainingSet) else plural(s.num_images, "image")
-    length = f"{s.epochs:.4g} epochs = {s.max_iter} iterations"
+    epochs = "1 epoch" if s.epochs == 1 else f"{s.epochs:.4g} epochs"
+    length = f"{epochs} = {plural(s.max_iter, 'iteration')}"
     if not hasattr(dataset, "__len__"):
         images, length = "an unknown number of images", plural(s.max_iter, "iteration")
     reference, batch = options.reference_world_size, options.reference_batch_size

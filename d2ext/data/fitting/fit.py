@@ -11,12 +11,14 @@ from omegaconf import OmegaConf
 from d2ext.config import by_hand as keys
 from d2ext.config.augmentation import sets_size
 from d2ext.config.check import target_name
-from d2ext.config.choices import Choice, recipe_of, set_by_hand, with_choices
+from d2ext.config.choices import Choice, is_auto, recipe_of, set_by_hand, with_choices
 from d2ext.config.lr_scaling import is_adaptive
 from d2ext.config.options import TrainOptions
+from d2ext.config.tiles import tile_options
 from d2ext.data.fitting.fingerprint import Fingerprint, fingerprint
 from d2ext.data.fitting.rules import Hardware, RecipeValues, fit
 from d2ext.data.records.columns import Columns
+from d2ext.data.tiles.records import Tiles
 from d2ext.errors import UserError, config_errors
 
 AUTO = "auto.json"  # name in the run directory
@@ -100,7 +102,7 @@ def fitted(cfg: Any, hardware: Hardware, kept: Fitted | None = None) -> Fitted |
     Raises:
         UserError: `data.recipe` does not exist.
     """
-    auto, budget = (cfg.get("data") or {}).get("auto"), cfg.train.get("budget")
+    auto, budget = is_auto(cfg), cfg.train.get("budget")
     if not auto and not budget:
         return None
     recipe = recipe_of(cfg)
@@ -141,7 +143,7 @@ def columns_fingerprint(columns: Columns, num_classes: int) -> Fingerprint | Non
 
 
 def _training_fingerprint(cfg: Any) -> Fingerprint | None:
-    """Return the fingerprint of the training sets; None if they cannot be read."""
+    """Return the fingerprint of the training sets, or of their tiles; None if it is unknown."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from d2ext.data.records.records import columns_of, join
@@ -152,11 +154,13 @@ def _training_fingerprint(cfg: Any) -> Fingerprint | None:
         return None
     try:
         with config_errors("datasets"):
-            records = [DatasetCatalog.get(name) for name in names]
+            records = join([DatasetCatalog.get(name) for name in names])
+            if tiles := tile_options(cfg):
+                records = Tiles(records, tiles)
     except UserError:  # `check_datasets` reads them again and names the one that fails
         return None
     classes = MetadataCatalog.get(names[0]).get("thing_classes", [])
-    return columns_fingerprint(columns_of(join(records), boxes=True), len(classes))
+    return columns_fingerprint(columns_of(records, boxes=True), len(classes))
 
 
 def _epoch(cfg: Any) -> int | None:
