@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from d2ext.config.by_hand import overridden
+from omegaconf import OmegaConf
+
+from d2ext.config.by_hand import ANCHORS, overridden
 from d2ext.config.choices import differing, is_auto, with_choices
 from d2ext.config.load import execute_config
 from d2ext.data.fitting.fit import AUTO, Fitted, fitted, kept_choices
 from d2ext.data.fitting.rules import Hardware
 from d2ext.preflight.budget import check_budget
-from d2ext.run_dir.names import CONFIG
+from d2ext.run_dir.names import CONFIG, run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +36,21 @@ def choose_values(
     kept = kept_choices(earlier) if earlier else None
     if trained and not kept:
         kept = Fitted(choices=[], skipped=[_unknown(earlier)])
-    found = fitted(cfg, hardware, kept)
+    found = fitted(cfg, hardware, kept, _detector_anchors(cfg))
     if found and kept and earlier and _is_saved(cfg, earlier, kept):
         found = kept.settled()
     check_budget(cfg, found.by_hand if found and not kept else ())
     return found, kept is None
+
+
+def _detector_anchors(cfg: Any) -> list[list[float]] | None:
+    """Return the anchors of the run whose weights training starts from, if it is one of d2ext."""
+    source = cfg.train.get("init_checkpoint") or ""
+    file = Path(source).parent / CONFIG
+    if not source or not run_folder(file) or not file.is_file():
+        return None
+    sizes = OmegaConf.select(execute_config(file), ANCHORS)
+    return OmegaConf.to_container(sizes) if OmegaConf.is_list(sizes) else None
 
 
 def _unknown(folder: Path | None) -> str:

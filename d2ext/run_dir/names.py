@@ -33,7 +33,8 @@ def saved_config_hint(name: str, weights: Path, flags: str = "") -> str:
         weights: File of the weights.
         flags: Flags of the command.
     """
-    if not weights.with_name(CONFIG).is_file():
+    file = weights.parent / CONFIG
+    if not run_folder(file) or not file.is_file():
         return ""
     line = f"{command(name)} {shlex.quote(str(weights.parent))} {flags}".strip()
     return f"; `{line}` uses the config that its run has saved"

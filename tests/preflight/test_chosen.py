@@ -11,7 +11,7 @@ from d2ext.config.yaml_io import saved_text
 from d2ext.data.fitting.fit import AUTO, Fitted
 from d2ext.data.fitting.rules import Hardware
 from d2ext.errors import UserError
-from d2ext.preflight.chosen import choose_values
+from d2ext.preflight.chosen import as_trained, choose_values
 
 RECIPE = "custom/mask_rcnn_lite0_fpn.py"
 CPU = Hardware("cpu")
@@ -49,6 +49,17 @@ def test_the_original_config_gets_the_values_of_its_run(run):
     cfg = d2ext.get_config(RECIPE, ["train.max_epochs=9"])
     chosen, _ = choose_values(cfg, CPU, run, trained=True)
     assert chosen.applied == CHOICES[:1]
+
+
+def test_weights_without_the_choices_of_their_run(tmp_path, caplog):
+    cfg = d2ext.get_config(RECIPE)
+    words = f"{tmp_path} has no auto.json, so the recipe's values are used"
+    chosen, is_new = choose_values(cfg, CPU, tmp_path, trained=True)
+    assert not is_new and chosen.applied == [] and words in chosen.lines()[-1]
+    assert as_trained(cfg, tmp_path) is cfg and words in caplog.text
+    caplog.clear()
+    as_trained(d2ext.get_config(RECIPE, ["data.auto=False"]), tmp_path)
+    assert not caplog.text
 
 
 def test_a_budget_is_checked_on_resume_as_well(run):

@@ -86,7 +86,12 @@ def kept_choices(folder: Path) -> Fitted | None:
         ) from e
 
 
-def fitted(cfg: Any, hardware: Hardware, kept: Fitted | None = None) -> Fitted | None:
+def fitted(
+    cfg: Any,
+    hardware: Hardware,
+    kept: Fitted | None = None,
+    detector_anchors: list[list[float]] | None = None,
+) -> Fitted | None:
     """Choose values that fit the training data, if `data.auto` is set.
 
     The length of a run with a budget is not chosen.
@@ -95,6 +100,7 @@ def fitted(cfg: Any, hardware: Hardware, kept: Fitted | None = None) -> Fitted |
         cfg: Config with registered datasets.
         hardware: What the run trains on.
         kept: Choices of the run that is resumed or evaluated, which are used instead.
+        detector_anchors: Anchors of the detector that training starts from, if they are known.
 
     Returns:
         The choices; None without `data.auto` and without `train.budget`.
@@ -119,7 +125,7 @@ def fitted(cfg: Any, hardware: Hardware, kept: Fitted | None = None) -> Fitted |
     choices, _ = fit(found, values, hardware, by_hand)
     # Oversampling does not depend on the number of images in an epoch, which it changes.
     sampled = with_choices(cfg, [choice for choice in choices if choice.key == keys.OVERSAMPLING])
-    values = dataclasses.replace(values, images=_epoch(sampled))
+    values = dataclasses.replace(values, images=_epoch(sampled), detector_anchors=detector_anchors)
     choices, skipped = fit(found, values, hardware, by_hand)
     return Fitted(choices=choices, by_hand=_ordered(by_hand), skipped=skipped, fingerprint=found)
 
@@ -193,8 +199,6 @@ def recipe_values(cfg: Any, recipe: Any = None) -> RecipeValues:
     tuned = recipe.train.get("reference_batch_size") if recipe else train.reference_batch_size
     dataset, rate = loader.get("dataset") or {}, cfg.optimizer.get("lr")
     source = train.init_checkpoint or ""
-    theirs = kept_choices(Path(source).parent) if source else None
-    theirs_chosen = {choice.key: choice.value for choice in theirs.applied} if theirs else {}
     return RecipeValues(
         short_sides=sides,
         max_size=most,
@@ -208,7 +212,6 @@ def recipe_values(cfg: Any, recipe: Any = None) -> RecipeValues:
         detector_weights=bool(source)
         and not source.startswith("package://")
         and "ImageNet" not in source,
-        detector_anchors=theirs_chosen.get(keys.ANCHORS),
         object_crop=ours,
         masks=bool(ours and mapper.get("use_instance_mask") and not mapper.get("recompute_boxes")),
         batch=loader.get("total_batch_size"),

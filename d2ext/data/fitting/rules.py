@@ -65,7 +65,7 @@ class RecipeValues:
         anchors: Sizes of the anchors of each level, in pixels of the training image.
         strides: Strides of the levels.
         detector_weights: Whether training starts from a trained detector, whose anchors must stay.
-        detector_anchors: Anchors that were chosen for that detector; None if they are unknown.
+        detector_anchors: Anchors of that detector; None if they are unknown.
         object_crop: Whether the mapper passes boxes to `ObjectCrop`.
         masks: Whether boxes can be computed again from masks.
         images: Images of an epoch, of which some may be dropped or repeated; None: those with
@@ -224,12 +224,13 @@ def anchors(s: Situation) -> Iterator[Choice]:
     YOLO9000 (https://arxiv.org/abs/1612.08242) fits anchors to the data; a geometric sequence keeps
     the order of the levels, as in FPN (https://arxiv.org/abs/1612.03144). Anchors that are smaller
     than the distance of the cells of their level would miss objects between these. The numbers of
-    levels and of sizes stay, and so do the shapes of the weights. A trained detector keeps the
-    anchors that were chosen for it.
+    levels and of sizes stay, and so do the shapes of the weights. A trained detector keeps its
+    own anchors.
     """
     recipe, data = s.recipe, s.data
     theirs = recipe.detector_anchors
-    if theirs and recipe.anchors and list(map(len, theirs)) == list(map(len, recipe.anchors)):
+    fits = theirs and recipe.anchors and list(map(len, theirs)) == list(map(len, recipe.anchors))
+    if theirs and fits and theirs != recipe.anchors:
         why = f"anchors {theirs[0][0]} to {theirs[-1][-1]} pixels: those of the initial weights"
         yield Choice(keys.ANCHORS, theirs, why)
     sides = s.chosen.get(keys.SHORT_SIDES, recipe.short_sides)

@@ -359,6 +359,7 @@ def test_heads_for_other_classes_are_reported(tmp_path, said):
     with pytest.raises(UserError, match=r"2 of the model's parameters \(head.weight, head.bias\)"):
         load_weights(Detector(), str(tmp_path / "w.pth"), whole=True)
     (tmp_path / "config.yaml").touch()
+    (tmp_path / "run.json").touch()  # a run of d2ext
     words = f"`d2ext evaluate {shlex.quote(str(tmp_path))}` uses the config that its run has saved"
     with pytest.raises(UserError, match=re.escape(words)):
         load_weights(Detector(), str(tmp_path / "w.pth"), whole=True)
