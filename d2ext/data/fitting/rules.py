@@ -22,7 +22,7 @@ _PIXELS = 32  # size that small objects should get: COCO's bound of "small"
 _MULTIPLE = 32  # of short sides, in pixels
 _LARGEST = 1600  # short side
 _LONGEST = 2500  # long side of the median image
-_OWN_SIZES = {keys.SHORT_SIDES, keys.MAX_SIZE, keys.VAL_SHORT_SIDE, keys.VAL_MAX_SIZE}
+_OWN_SIZES = {keys.SHORT_SIDES, keys.MAX_SIZE}
 _CROP_FROM = 1.3  # times the recipe's largest short side, from which training uses crops
 _CLOSE = 1.15  # ratio of the smallest and largest anchors up to which the recipe's stay
 _ANCHOR_PERCENTS = (2, 98)  # objects between which anchors are spread
@@ -174,8 +174,8 @@ def image_sizes(s: Situation) -> Iterator[Choice]:
     nnU-Net chooses resolution and patch size from the fingerprint; SAHI
     (https://arxiv.org/abs/2202.06934) trains and infers on enlarged slices for small objects. The
     pixels are those up to which COCO calls objects small. Sizes for evaluation and test-time
-    augmentation scale with those for training. If the user sets a size for training or evaluation,
-    no size changes.
+    augmentation scale with those for training. If the user sets a size for training, no size
+    changes; a size for evaluation stays.
     """
     recipe, data = s.recipe, s.data
     sides, most = recipe.short_sides, recipe.max_size
@@ -200,6 +200,8 @@ def image_sizes(s: Situation) -> Iterator[Choice]:
         f" {percent(data.size[_SMALL])} of it, get up to {data.size[_SMALL] * side:.0f}"
         f" pixels{limit}"
     )
+    if not {keys.VAL_SHORT_SIDE, keys.VAL_MAX_SIZE}.isdisjoint(s.by_hand):
+        why += "; evaluation keeps your size, so objects are smaller there than in training"
     yield Choice(keys.SHORT_SIDES, [_rounded(one * factor) for one in sides], why)
     yield Choice(keys.MAX_SIZE, long, why)
     if recipe.val_short_side:

@@ -105,10 +105,14 @@ def test_sizes_have_limits():
 def test_the_users_sizes_stay():
     small = data(size=0.03, spread=1.0)
     assert sizes_of(chosen(small, by_hand=[keys.SHORT_SIDES])).keys() <= {keys.ANCHORS}
-    for key in (keys.MAX_SIZE, keys.VAL_SHORT_SIDE, keys.VAL_MAX_SIZE):
-        assert sizes_of(chosen(small, by_hand=[key])).keys() <= {keys.ANCHORS}
-    found = chosen(small, by_hand=[keys.TTA_SIZES])
-    assert keys.TTA_SIZES not in found and max(found[keys.SHORT_SIDES]) == 1056
+    assert sizes_of(chosen(small, by_hand=[keys.MAX_SIZE])).keys() <= {keys.ANCHORS}
+    found = chosen(small, by_hand=[keys.VAL_SHORT_SIDE, keys.TTA_SIZES])
+    assert keys.VAL_SHORT_SIDE not in found and keys.TTA_SIZES not in found
+    assert max(found[keys.SHORT_SIDES]) == 1056
+    choices, _ = fit(small, LITE0, CPU, [keys.VAL_SHORT_SIDE])
+    assert choices[0].reason.endswith(
+        "; evaluation keeps your size, so objects are smaller there than in training"
+    )
     assert not sizes_of(chosen(small, replace(LITE0, crops=True))).keys() - {keys.ANCHORS}
     assert fit(small, replace(LITE0, crops=True), CPU)[1] == [
         "image sizes: other augmentations set them"
