@@ -22,6 +22,9 @@ from .mask_rcnn_lite0_fpn import (
     train,
 )
 
+# As in mask_rcnn_lite0_fpn.py, which has a model of its own.
+model.roi_heads.box_head.conv_dims = [96, 96]
+
 data.recipe = "custom/faster_rcnn_lite0_fpn.py"
 dataloader.train.mapper.use_instance_mask = False
 evaluators.coco.tasks = ["bbox"]

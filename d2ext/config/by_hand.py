@@ -18,6 +18,7 @@ TTA_SIZES = "dataloader.tta.min_sizes"
 TTA_MAX_SIZE = "dataloader.tta.max_size"
 ANCHORS = "model.proposal_generator.anchor_generator.sizes"
 BATCH = "train.reference_batch_size"
+WORKERS = "train.reference_world_size"
 TOTAL_BATCH = "dataloader.train.total_batch_size"  # never chosen, but the rate follows it
 RATE = "optimizer.lr"
 EPOCHS, ITERATIONS = "train.max_epochs", "train.max_iter"
@@ -28,8 +29,8 @@ OVERSAMPLING = "dataloader.train.dataset.oversample_threshold"
 # Fields that `data.auto` and `train.budget` may set, by dotted key.
 KEYS = (
     *(SHORT_SIDES, MAX_SIZE, CROP, RECOMPUTE_BOXES, VAL_SHORT_SIDE, VAL_MAX_SIZE, TTA_SIZES),
-    *(TTA_MAX_SIZE, ANCHORS, BATCH, TOTAL_BATCH, RATE, EPOCHS, ITERATIONS, WARMUP, EVALUATIONS),
-    *(CHECKPOINTS, OVERSAMPLING),
+    *(TTA_MAX_SIZE, ANCHORS, BATCH, WORKERS, TOTAL_BATCH, RATE, EPOCHS, ITERATIONS, WARMUP),
+    *(EVALUATIONS, CHECKPOINTS, OVERSAMPLING),
 )
 
 
@@ -69,7 +70,7 @@ def overridden(cfg: Any) -> set[str]:
 
 
 def touched(keys: Iterable[str]) -> list[str]:
-    """Return those of `KEYS` that the given keys, their parents or their children, name."""
+    """Return those of `KEYS` that are given, or are a parent or a child of a given key."""
     given = [key.replace("[", ".").replace("]", "") + "." for key in keys]
     return [key for key in KEYS if any(_related(key + ".", other) for other in given)]
 

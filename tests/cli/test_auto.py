@@ -63,7 +63,7 @@ def test_the_plan_explains_what_is_chosen(d2ext_command, folder):
     assert "training on crops of 128 x 128 pixels around an object" in text
     assert "anchors " in text and "in training images" in text
     assert "2 images per step (was 4): more steps with few images" in text
-    assert "learning rate" not in text and "100 epochs (was 24): 300 steps" in text
+    assert "learning rate" not in text and "167 epochs (was 24): 501 steps" in text
     assert lines[-1] == "set by hand and kept: optimizer.lr"
     assert len(lines) <= 8
     assert sorted(path.name for path in folder.iterdir()) == ["mine.py", "train", "val"]

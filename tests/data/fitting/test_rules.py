@@ -105,10 +105,20 @@ def test_sizes_have_limits():
 def test_the_users_sizes_stay():
     small = data(size=0.03, spread=1.0)
     assert sizes_of(chosen(small, by_hand=[keys.SHORT_SIDES])).keys() <= {keys.ANCHORS}
-    found = chosen(small, by_hand=[keys.VAL_SHORT_SIDE, keys.TTA_SIZES])
-    assert keys.VAL_SHORT_SIDE not in found and keys.TTA_SIZES not in found
-    assert max(found[keys.SHORT_SIDES]) == 1056
+    for key in (keys.MAX_SIZE, keys.VAL_SHORT_SIDE, keys.VAL_MAX_SIZE):
+        assert sizes_of(chosen(small, by_hand=[key])).keys() <= {keys.ANCHORS}
+    found = chosen(small, by_hand=[keys.TTA_SIZES])
+    assert keys.TTA_SIZES not in found and max(found[keys.SHORT_SIDES]) == 1056
     assert not sizes_of(chosen(small, replace(LITE0, crops=True))).keys() - {keys.ANCHORS}
+    assert fit(small, replace(LITE0, crops=True), CPU)[1] == [
+        "image sizes: other augmentations set them"
+    ]
+
+
+def test_anchors_follow_a_bound_of_the_long_side():
+    wide = data(size=0.5, spread=2.5, aspect=2.0)
+    limited = chosen(wide, replace(LITE0, max_size=400), by_hand=[keys.MAX_SIZE])
+    assert limited[keys.ANCHORS][0][0] == pytest.approx(0.5 * 2.5 ** (-48 / 50) * 200, abs=1)
 
 
 def test_anchors_follow_the_sizes_in_training_images():
@@ -143,6 +153,11 @@ def test_close_anchors_and_those_of_trained_detectors_stay():
     choices, skipped = fit(far, recipe, CPU)
     assert keys.ANCHORS not in {choice.key for choice in choices}
     assert skipped == ["anchors: the initial weights are those of a detector"]
+    theirs = [[9, 14], [22, 34], [52, 80], [120, 184]]
+    known = replace(recipe, detector_anchors=theirs)
+    assert chosen(far, known)[keys.ANCHORS] == theirs and not fit(far, known, CPU)[1]
+    other = replace(known, detector_anchors=[[9], [22], [52], [120]])  # of another model
+    assert keys.ANCHORS not in chosen(far, other)
 
 
 def test_few_images_get_small_batches_on_a_cpu():
@@ -154,6 +169,18 @@ def test_few_images_get_small_batches_on_a_cpu():
     assert keys.BATCH not in chosen(data(images=99), hardware=Hardware("cpu", cores=9))
     assert chosen(data(images=99), hardware=Hardware("cpu", unit=2))[keys.BATCH] == 2
     assert keys.BATCH not in chosen(data(images=99), hardware=Hardware("cpu", unit=4))
+
+
+def test_a_small_batch_divides_among_the_workers_that_the_rate_is_for():
+    few = data(images=499, size=0.2, spread=5)
+    recipe = replace(LITE0, batch=16, workers=8)
+    found = chosen(few, recipe)
+    assert (found[keys.BATCH], found[keys.WORKERS]) == (2, 1)
+    assert keys.WORKERS not in chosen(few, replace(LITE0, workers=2))
+    # `train.auto_scale_lr` chooses the batch itself, and some loaders have one of their own.
+    for other in (replace(recipe, scaled=True), replace(recipe, follows=False)):
+        assert not {keys.BATCH, keys.WORKERS} & chosen(few, other).keys()
+    assert keys.BATCH not in chosen(few, recipe, by_hand=[keys.WORKERS])
 
 
 def test_the_rate_follows_the_users_batch():
@@ -177,6 +204,20 @@ def test_small_sets_are_trained_for_enough_steps():
     assert chosen(data(images=4, size=0.2, spread=5))[keys.EPOCHS] == 250  # 500 steps
     assert keys.EPOCHS not in chosen(data(images=167, size=0.2, spread=5), hardware=GPU)
     assert chosen(data(images=166, size=0.2, spread=5), hardware=GPU)[keys.EPOCHS] == 25
+
+
+def test_the_length_counts_images_of_an_epoch_and_of_a_step():
+    few = data(images=61, size=0.2, spread=5)
+    assert chosen(few, replace(LITE0, images=80))[keys.EPOCHS] == 1000 * 2 / 80 == 25
+    assert keys.EPOCHS not in chosen(few, replace(LITE0, images=610))
+    scaled = replace(LITE0, scaled=True, workers=1)  # 8 images per step on 2 workers
+    found = chosen(few, scaled, Hardware("cpu", unit=2, workers=2))
+    assert found[keys.EPOCHS] == math.ceil(500 * 8 / 61) == 66
+
+
+def test_a_recipe_without_periodic_evaluations_gets_none():
+    found = chosen(data(images=61, size=0.2, spread=5), replace(LITE0, evaluates=False))
+    assert keys.EVALUATIONS not in found and keys.CHECKPOINTS in found
 
 
 def test_a_short_run_has_a_shorter_warmup():
@@ -212,7 +253,7 @@ def test_rules_that_do_not_apply_are_named():
     assert choices == []
     assert skipped == [
         "image sizes: the first augmentation is not a ResizeShortestEdge",
-        "anchors: the model has none",
+        "anchors: the model has no model.proposal_generator.anchor_generator.sizes for each level",
         "batch and length: dataloader.train has no total_batch_size",
     ]
 
