@@ -111,7 +111,7 @@ def assert_same(ours, theirs, pixels, score, mask_pixels):
 def test_all_three_find_the_same(
     spread_run, exported, odd_photos, clean_python, d2ext_command, tmp_path
 ):
-    """Of any photo, with the same image ids and names; a broken file is skipped."""
+    """Check photos of all kinds: the same image ids and names, and a broken file is skipped."""
     arguments = [odd_photos, "--score-threshold", "0.2", "--output"]
     torch = d2ext_command(
         "predict", spread_run, *arguments, tmp_path / "torch", "--options", *STOCK
