@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and documentatio
     from d2ext.predict.predictor import Prediction as Prediction
     from d2ext.predict.predictor import Predictor as Predictor
 
-# Albumentations asks PyPI for updates when it is imported, which any look-up of a `_target_` may do.
+# Albumentations asks PyPI for updates when it is imported, as any look-up of a `_target_` may do.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.2.0.dev0"
