@@ -12,7 +12,7 @@ from typing import Any
 from d2ext.config.check import PRESETS, target_name
 from d2ext.config.model_kind import returns_masks, yacs_model
 from d2ext.config.overrides import parameters
-from d2ext.errors import UserError, config_errors, format_exception
+from d2ext.errors import UserError, config_errors
 from d2ext.text import did_you_mean
 
 _KEY = "data.augmentation"
@@ -204,7 +204,7 @@ def _check_built(field: str, node: Any) -> None:
         except pydoc.ErrorDuringImport as e:  # the module exists
             raise UserError(
                 f"{field}._target_={target}: its module cannot be imported:"
-                f" {format_exception(e.value)}; fix the module"
+                f" {str(e).splitlines()[0]}; fix the module"
             ) from None
         except Exception:  # raised by the import of any module
             raise UserError(
