@@ -16,7 +16,7 @@ from d2ext.config.lr_scaling import is_adaptive
 from d2ext.config.options import TrainOptions
 from d2ext.config.tiles import tile_options
 from d2ext.data.fitting.fingerprint import Fingerprint, fingerprint
-from d2ext.data.fitting.rules import Hardware, RecipeValues, fit
+from d2ext.data.fitting.rules import BACKBONE, Hardware, RecipeValues, fit
 from d2ext.data.records.columns import Columns
 from d2ext.data.tiles.records import Tiles
 from d2ext.errors import UserError, config_errors
@@ -252,10 +252,14 @@ def _box_channels(cfg: Any) -> int | None:
 
 
 def _sets_rates(cfg: Any) -> bool:
-    """Return whether all parts of the model have the same learning rate, by Detectron2's groups."""
+    """Return whether backbone and other layers have one learning rate, by Detectron2's groups."""
     params = cfg.optimizer.get("params") or {}
     by_detectron2 = target_name(params.get("_target_", "")) == _PARAMETERS
-    return by_detectron2 and params.get("lr_factor_func") is None
+    return (
+        by_detectron2
+        and params.get("lr_factor_func") is None
+        and OmegaConf.select(cfg, f"model.{BACKBONE}") is not None
+    )
 
 
 def _anchors(cfg: Any) -> list[list[float]] | None:

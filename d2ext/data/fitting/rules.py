@@ -33,7 +33,7 @@ _ENOUGH_STEPS, _FEWEST_STEPS = 1000, 500
 _MOST_TIMES = 1.75  # as many pixels as the recipe trains on
 _PERIODS = 3  # evaluations of a run whose length is chosen
 _BOX_CONVOLUTIONS = 2
-_NEW_LAYERS, _BACKBONE = 3, "backbone.bottom_up"  # times the rate of the backbone
+_NEW_LAYERS, BACKBONE = 3, "backbone.bottom_up"  # times the rate of the backbone
 _MOST_WARMUP = 0.1  # share of the run
 _RARE, _RARE_IMAGES = 10, 30
 
@@ -329,7 +329,7 @@ def rates(s: Situation) -> Iterator[Choice]:
     new = float(f"{rate * _NEW_LAYERS:.3g}")
     why = f"learning rate {new:g}, and {rate:g} for the backbone, which is trained already"
     yield Choice(keys.RATE, new, why)
-    factors = {_BACKBONE: round(1 / _NEW_LAYERS, 4)}
+    factors = {BACKBONE: round(1 / _NEW_LAYERS, 4)}
     target = "d2ext.config.lr_factors.LrFactors"
     yield Choice(keys.RATE_FACTORS, {"_target_": target, "factors": factors}, why)
 
