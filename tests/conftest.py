@@ -10,7 +10,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -339,3 +341,60 @@ def train_net(run_tool: Callable[..., Finished]) -> Callable[..., Finished]:
         return run_tool("train_net", "--config-file", config, *args)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Return a headless browser; skip the test if chromium is not installed."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if not path:
+        pytest.skip("needs chromium (as root on Debian: make test-browser)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # The sandbox does not start for root, and is not needed for our pages.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Return a function that opens a file; fail on messages, errors and requests of the page."""
+    messages: list[str] = []
+    contexts = []
+
+    def open_page(file: Path, now: datetime | None = None, **options: Any) -> Any:
+        contexts.append(chromium.new_context(**options))
+        page = contexts[-1].new_page()
+        if now:
+            page.clock.install(time=now)
+        page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: messages.append(dialog.message))
+        inside = (file.as_uri(), "data:", "blob:")
+        page.on("request", lambda r: r.url.startswith(inside) or messages.append(r.url))
+        page.goto(file.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert messages == []
+
+
+@pytest.fixture
+def style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Write the photos that the configs of Detectron2's style read; forget them afterwards."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from tests.detectron2_style.photos import write_photos
+
+    write_photos(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    known = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - known:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

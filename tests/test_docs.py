@@ -238,6 +238,10 @@ def test_commands_exist(command):
             text=True,
         )
         assert done.returncode == 0, done.stderr
+    elif command.words[:2] == ["python", "run_onnx.py"]:  # beside an exported model
+        from d2ext.export.run_onnx import parse
+
+        parse(command.words[2:])
     elif program in ("pip", "pre-commit"):
         assert command.words[1] == "install"
     else:
@@ -262,8 +266,9 @@ def _spans(page: str) -> list[str]:
 
 
 _KEY = re.compile(r"\+?(train|dataloader|data|optimizer|model)(\.\w+(\[\d+\])?)+")
-_FILES = (".py", ".md", ".yaml")
+_FILES = (".py", ".md", ".yaml", ".onnx", ".unverified")
 _MODULES = {"data.formats", "data.validation"}  # of d2ext, in architecture.md
+_MODULES |= {"model.json"}  # a file, in deploying.md
 _ADDED = {"train.compile.mode"}  # with `+`, as in training.md
 
 
@@ -454,6 +459,21 @@ ELSEWHERE = {
     "d2ext train X train.budget=1h30m": (
         "needs its own length",
         "tests/cli/test_auto.py::test_a_run_ends_within_its_budget",
+    ),
+    **{
+        f"d2ext export work_dirs/mine{flags}": ("takes a minute", test)
+        for flags, test in {
+            "": "tests/export/test_onnx.py::test_the_proof_is_beside_the_file_and_in_the_run",
+            " --images photos": (
+                "tests/export/test_onnx.py::test_a_file_that_differs_is_kept_as_unverified"
+            ),
+            " --half": "tests/export/test_onnx.py::test_half_precision_and_the_page",
+            " --html page.html": "tests/export/test_onnx.py::test_half_precision_and_the_page",
+        }.items()
+    },
+    "d2ext predict work_dirs/mine/export/model.onnx photos": (
+        "needs an exported model",
+        "tests/export/test_runners.py::test_all_three_find_the_same",
     ),
     "make env": _PACKAGES,
     "make demo": _PACKAGES,

@@ -24,6 +24,7 @@ FLOORS = [
     ["preflight"],
     ["engine"],
     ["predict", "inspect"],
+    ["export"],
     ["slurm", "doctor"],
     ["cli"],
 ]

@@ -17,11 +17,13 @@ import d2ext
 from tests.wheel import build_wheel
 
 OWN = {
+    *("drawing", "recipe_runs", "screening", "small_sets"),
     "coco_file",
     "results_file",
     "common",
     "intervals",
     "first_call",
+    "inference",
     "training",
     "weights",
     "d2ext",
@@ -65,8 +67,8 @@ def imports(path):
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (["d2ext", "configs", "tools"], ["heic", "mlflow", "supervision", "wandb"]),
-        (["tests", "benchmarks"], ["dev", "mlflow", "wandb"]),
+        (["d2ext", "configs", "tools"], ["export", "heic", "mlflow", "supervision", "wandb"]),
+        (["tests", "benchmarks"], ["dev", "export", "mlflow", "wandb"]),
     ],
     ids=["package", "tests"],
 )
@@ -88,7 +90,7 @@ def test_pins_are_exact_and_fit_the_ranges(repo, package):
     """Each pin is one version that setup.py allows, and all requirements of setup.py are pinned."""
     folder = repo / "requirements"
     files = ["build", "base", "dev", "weights", "cityscapes", "detectron2-pypi"]
-    files += ["trackers", "docs", "constraints"]
+    files += ["trackers", "docs", "export", "constraints"]
     pinned = {}
     for file in files:
         for name, requirement in pins(folder / f"{file}.txt").items():

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a config or a recipe, or resume a run",
     "evaluate": "evaluate a run or a config, or a file of detections",
     "predict": "detect objects in images and videos with a trained model",
+    "export": "export a trained model as an ONNX file or an HTML page, and verify it",
     "prepare": "set up a standard dataset, or download initial weights",
     "convert": "convert annotations to or from COCO",
     "convert-weights": "convert a checkpoint from or to MMDetection's tensor names",

@@ -4,9 +4,11 @@ d2ext predict work_dirs/mine photos/
 d2ext predict work_dirs/mine --weights last --splash --cutouts a.jpg b.jpg film.mp4
 d2ext predict mine.py --weights model.pth --csv --masks photos/
 d2ext predict work_dirs/mine photos/ --annotations labelme --rank uncertain
+d2ext predict work_dirs/mine/export/model.onnx photos/
 
 Writes overlays, and predictions.json and images.json in COCO format. Files and parts of videos
-that cannot be read are skipped; the exit status is then 1.
+that cannot be read are skipped; the exit status is then 1. An exported model (a .onnx file in place
+of the run) runs in onnxruntime.
 """
 
 import argparse
@@ -58,10 +60,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--rank", choices=RANKS, help=order)
     add("--options", nargs="+", default=[], metavar="key=value", help="config overrides")
     args = parser.parse_intermixed_args(argv)
-    args.inputs = take_config(parser, args, args.inputs)
+    args.onnx = _take_onnx(parser, args)
+    if not args.onnx:
+        args.inputs = take_config(parser, args, args.inputs)
     if not args.inputs:
         parser.error("the following arguments are required: INPUT")
     return args
+
+
+def _take_onnx(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str | None:
+    """Return the exported model in place of the config, without it in `inputs`; None for others."""
+    given = args.config_file or next(iter(args.inputs), "")
+    if not given.endswith(".onnx"):
+        return None
+    if args.weights or args.options:
+        parser.error(f"{given} contains weights and config; omit --weights and --options")
+    args.inputs = args.inputs if args.config_file else args.inputs[1:]
+    return given
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,9 +86,12 @@ def run(args: argparse.Namespace) -> int:
     from d2ext.predict.predictor import Predictor
     from d2ext.predict.writers import predict_files
 
-    predictor = Predictor.from_config(
-        args.config_file, args.weights, args.options, args.score_threshold, args.classes
-    )
+    if args.onnx:
+        predictor = Predictor.from_onnx(args.onnx, args.score_threshold, args.classes)
+    else:
+        predictor = Predictor.from_config(
+            args.config_file, args.weights, args.options, args.score_threshold, args.classes
+        )
     return predict_files(
         predictor,
         args.inputs,

@@ -261,7 +261,7 @@ def _gathered(mine: Iterator[_Found], length: int, count: int) -> Predictions | 
         chunk = list(itertools.islice(mine, _CHUNK))
         found = [f.detections for f in chunk if f.detections is not None]
         maps = {f.image: f.segmentation for f in chunk if f.segmentation}
-        packed = [f.image for f in chunk], len(found) < len(chunk), _joined(found), maps
+        packed = [f.image for f in chunk], len(found) < len(chunk), joined(found), maps
         for places, lacks, detections, maps in comm.gather(packed):
             segmentations = maps | segmentations  # the first ones count
             lacking |= lacks
@@ -280,12 +280,12 @@ def _gathered(mine: Iterator[_Found], length: int, count: int) -> Predictions | 
         )
     if lacking:
         return Predictions(None, segmentations)
-    detections = _joined(parts)
+    detections = joined(parts)
     detections = finite(take(detections, np.argsort(detections.image, kind="stable")))
     return Predictions(detections, segmentations)
 
 
-def _joined(parts: Sequence[Detections]) -> Detections:
+def joined(parts: Sequence[Detections]) -> Detections:
     """Concatenate detections, with masks and keypoints if the first ones have them."""
     parts = [part for part in parts if len(part.scores)] or list(parts[:1]) or [NO_DETECTIONS]
     masks = None

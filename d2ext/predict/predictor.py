@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -55,6 +55,24 @@ from d2ext.run_dir.metadata import read_run_info
 from d2ext.run_dir.names import run_folder, run_name, usual_weights
 
 logger = logging.getLogger(__name__)
+
+
+class TrainedModel(NamedTuple):
+    """A model with its weights.
+
+    Attributes:
+        model: Model in evaluation mode.
+        cfg: Its config.
+        classes: Names of its classes.
+        weights: File of its weights.
+        folder: Run directory, which may not exist for a recipe.
+    """
+
+    model: nn.Module
+    cfg: Any
+    classes: list[str]
+    weights: Path
+    folder: Path
 
 
 class Prediction:
@@ -283,24 +301,32 @@ class Predictor:
         Raises:
             UserError: The config or the weights do not exist, or do not fit each other.
         """
-        cfg = load_config(config_file, overrides)
-        options = TrainOptions.from_config(cfg.train)
-        folder = run_folder(config_file) or Path(
-            options.output_dir or Path("work_dirs") / run_name(config_file)
-        )
-        if weights is None:
-            weights = usual_weights(folder) or "last"
-        source = weights_to_evaluate(str(weights), None, folder, options.init_checkpoint)
-        file = local_weights(source, option("--weights"))
-        cfg = as_trained(cfg, Path(source).parent)
-        order = options.init_checkpoint_classes
-        classes = _class_names(cfg, Path(file.partition("?")[0]), order)
-        check_num_classes(cfg.model, classes)
-        device, _ = choose_device(options.device, 1)
-        plan = Plan(folder, device, classes, {}, None, file, None, None, [])
-        model = build_model(cfg, plan)
-        load_weights(model, file, whole=True)
-        return cls(model, cfg, classes, score_threshold, keep)
+        trained = load_trained(config_file, weights, overrides)
+        return cls(trained.model, trained.cfg, trained.classes, score_threshold, keep)
+
+    @classmethod
+    def from_onnx(
+        cls,
+        file: str | os.PathLike,
+        score_threshold: float = 0.5,
+        keep: Sequence[str] | None = None,
+    ) -> "Predictor":
+        """Load a model that `d2ext export` wrote, and run it with onnxruntime on the CPU.
+
+        Args:
+            file: ONNX file.
+            score_threshold: Lowest score of the objects to keep.
+            keep: Names of the classes to keep; None keeps all.
+
+        Raises:
+            UserError: onnxruntime is not installed (`pip install 'd2ext[export]'`), or the file is
+                missing, damaged, or of another version.
+        """
+        from d2ext.predict.onnx_model import OnnxModel, input_config
+
+        model = OnnxModel(file)
+        cfg = input_config(model.info)
+        return cls(model, cfg, model.info.classes, score_threshold, keep)
 
     def __call__(self, image: Any) -> Prediction:
         """Return the prediction for one image.
@@ -374,6 +400,33 @@ class Predictor:
             instances = instances[torch.isin(instances.pred_classes, self._kept)]
         kept = instances.scores >= self._threshold
         return detections_of(0, instances[kept]), instances.scores.float().numpy()
+
+
+def load_trained(
+    config_file: str | os.PathLike,
+    weights: str | os.PathLike | None = None,
+    overrides: Sequence[str] = (),
+) -> TrainedModel:
+    """Build the model of a config and load its weights; see `Predictor.from_config`."""
+    cfg = load_config(config_file, overrides)
+    options = TrainOptions.from_config(cfg.train)
+    folder = run_folder(config_file) or Path(
+        options.output_dir or Path("work_dirs") / run_name(config_file)
+    )
+    if weights is None:
+        weights = usual_weights(folder) or "last"
+    source = weights_to_evaluate(str(weights), None, folder, options.init_checkpoint)
+    file = local_weights(source, option("--weights"))
+    cfg = as_trained(cfg, Path(source).parent)
+    order = options.init_checkpoint_classes
+    path = Path(file.partition("?")[0])
+    classes = _class_names(cfg, path, order)
+    check_num_classes(cfg.model, classes)
+    device, _ = choose_device(options.device, 1)
+    plan = Plan(folder, device, classes, {}, None, file, None, None, [])
+    model = build_model(cfg, plan)
+    load_weights(model, file, whole=True)
+    return TrainedModel(model.eval(), cfg, classes, path, folder)
 
 
 def _resized(mapper: DatasetMapper, image: np.ndarray) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from d2ext.report.live import live
 from d2ext.report.pictures import galleries, sheets
 from d2ext.report.read import RunRecord, read_run
 from d2ext.report.scaling import scaling_rows, scaling_sentences
-from d2ext.run_dir.schema import UNSET, EvaluationRecord
+from d2ext.run_dir.schema import UNSET, EvaluationRecord, ExportRecord
 from d2ext.text import plural
 
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -76,6 +76,7 @@ def write_report(run_dir: str | os.PathLike[str], page: Path | None = None) -> P
             "sentences": scaling_sentences(run.scaling),
             "rows": scaling_rows(run.scaling),
         },
+        exports=[_export(record) for record in run.exports],
         warnings=run.warnings,
         is_running=run.is_running,
         live=live(run),
@@ -132,6 +133,24 @@ def _summary(run: RunRecord) -> list[str]:
     sources = ((use, run.info.weights), ("resumed from", run.info.resumed_from))
     weights = [f"{words} {file}" for words, file in sources if file]
     return [" · ".join(parts) for parts in (data, weights) if parts]
+
+
+def _export(record: ExportRecord) -> dict[str, Any]:
+    """Return what the page shows of an exported model."""
+    masks = "" if record.masks is None else f", of masks {record.masks:.1g} (1 - IoU)"
+    return {
+        "file": record.file,
+        "page": record.page,
+        "facts": [record.precision, f"{record.bytes / 1e6:.1f} MB"],
+        "failures": record.failures,
+        "results": record.results,
+        "differences": (
+            f"{plural(record.images, 'image')}, {plural(record.objects, 'object')}: the largest"
+            f" difference of boxes is {record.boxes:.1g} px, of scores {record.scores:.1g}{masks};"
+            f" {record.within:.1%} of the objects are within the tolerances, and {record.alone} are"
+            " found by only one of the two."
+        ),
+    }
 
 
 def _split(key: str) -> tuple[str, str, str]:

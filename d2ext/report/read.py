@@ -16,6 +16,8 @@ from d2ext.run_dir.schema import (
     UNSET,
     DatasetOverview,
     EvaluationRecord,
+    ExportRecord,
+    ExportsRecord,
     ResultsRecord,
     RunInfo,
     read_record,
@@ -39,6 +41,7 @@ class RunRecord:
     analyses: dict[str, AnalysisRecord]  # dataset -> error analysis
     overviews: dict[str, DatasetOverview]  # dataset -> counts and sizes
     scaling: ScalingReport | None
+    exports: list[ExportRecord]
     warnings: list[Warned]
     is_running: bool  # still training, as far as the files show
     damaged: list[str] = field(default_factory=list)  # sentences about unreadable parts
@@ -87,6 +90,7 @@ def read_run(run_dir: Path) -> RunRecord:
         analyses=_read_datasets(run_dir / "analysis", AnalysisRecord, damaged),
         overviews=_read_datasets(run_dir / "overview", DatasetOverview, damaged),
         scaling=_read_scaling(run_dir / "scaling.json", damaged),
+        exports=valid_part(_read_object(run_dir / "export.json", damaged), ExportsRecord).exports,
         warnings=read_warnings(run_dir / "log.txt"),
         is_running=_is_running(run_dir, info),
         damaged=damaged,

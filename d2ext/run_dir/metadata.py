@@ -50,14 +50,14 @@ def write_run_info(out: Path, info: RunInfo) -> None:
         info,
         command=before.command or info.command,
         started=before.started or now,
-        versions=_versions(),
+        versions=installed_versions(),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         seconds_before=before.seconds_before if seconds is UNSET else seconds,
     )
     write_record(out / "run.json", info)
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     versions = {"d2ext": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -10,6 +10,7 @@
 | trackers/<tracker>.json | `TrackerRun` |
 | analysis/<dataset>.json | `d2ext.evaluation.analysis.AnalysisRecord` |
 | overview/<dataset>.json | `DatasetOverview` |
+| export.json | `ExportsRecord` |
 | errors/rank-<N>.json | `RankFailure` |
 | slurm/<time>/submission.json | `Submission` |
 | slurm/<time>/attempts.json | `AttemptsRecord` |
@@ -182,6 +183,55 @@ class DatasetOverview(msgspec.Struct):
     height: tuple[int, int, int] | None
     object_sizes: dict[str, int]
     measured: int
+
+
+class ExportRecord(msgspec.Struct, kw_only=True):
+    """Proof of an exported model: how it differs from the model in torch. Also beside the file.
+
+    Objects are compared with those of the same class and image that torch finds. The numbers of
+    boxes and masks are in pixels of the photos.
+
+    Attributes:
+        file: Path of the model; relative to the run directory if it is inside.
+        precision: `float32` or `float16`.
+        bytes: Size of the file.
+        images: Number of images that both models ran on.
+        objects: Number of objects that torch finds.
+        alone: Number of objects that only one of the two models finds.
+        boxes: Largest difference of a coordinate of a box, in pixels.
+        scores: Largest difference of a score.
+        masks: Largest difference of a mask: 1 minus the IoU; None without masks.
+        within: Share of the objects whose differences are all within `tolerances`.
+        tolerances: `boxes`, `scores` and `masks`, the least `within`, and points of `AP`.
+        results: Results of torch and of the file, by name; empty for photos without annotations.
+        failures: Sentences about the tolerances that are exceeded; empty if the file passed.
+        page: Path of the HTML page with the model, like `file`; not set without a page.
+    """
+
+    file: str
+    precision: str
+    bytes: Count
+    images: Count
+    objects: Count
+    alone: Count
+    boxes: float
+    scores: float
+    masks: float | None = None
+    within: float
+    tolerances: dict[str, float] = {}
+    results: dict[str, tuple[float | None, float | None]] = {}
+    failures: list[str] = []
+    page: str | UnsetType = UNSET
+
+
+class ExportsRecord(msgspec.Struct):
+    """Exported models of a run, in export.json.
+
+    Attributes:
+        exports: The models, each file once, the newest last.
+    """
+
+    exports: list[ExportRecord] = []
 
 
 class RankFailure(msgspec.Struct):

@@ -1,7 +1,6 @@
 """Pages in a real browser: charts are drawn, without errors, on phones and with the keyboard."""
 
 import json
-import shutil
 from datetime import datetime, timedelta
 
 import pytest
@@ -38,48 +37,6 @@ DRAWN = """async () => {
   while (boxes.some((box) => box.checkVisibility() && !box.plot)) await frame();
   for (let i = 0; i < 3; i += 1) await frame();
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Return a headless browser; skip the test if chromium is not installed."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if not path:
-        pytest.skip("needs chromium (as root on Debian: make test-browser)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # The sandbox does not start for root, and is not needed for our pages.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def show(chromium):
-    """Return a function that opens a file; fail on messages, errors and requests of the page."""
-    messages, contexts = [], []
-
-    def open_page(file, now=None, **options):
-        contexts.append(chromium.new_context(**options))
-        page = contexts[-1].new_page()
-        if now:
-            page.clock.install(time=now)
-        page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("dialog", lambda dialog: messages.append(dialog.message))
-        page.on(
-            "request",
-            lambda r: r.url == file.as_uri() or r.url.startswith("data:") or messages.append(r.url),
-        )
-        page.goto(file.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert messages == []
 
 
 @pytest.fixture

@@ -125,6 +125,34 @@ def write_run(run_dir: Path) -> Path:
     return run_dir
 
 
+def test_exported_models_are_listed_with_their_proofs(tmp_path):
+    """A link leads to the page in a browser, and a failed verification is said."""
+    passed = {
+        **{"file": "export/model.onnx", "precision": "float16", "bytes": 9_900_000, "images": 13},
+        **{"objects": 50, "alone": 1, "boxes": 0.0012, "scores": 4e-6, "masks": 0.004},
+        **{"within": 0.98, "results": {"balloon_val/coco/bbox/AP": [47.25, 47.36]}},
+        "page": "page.html",
+    }
+    failed = passed | {"file": "/elsewhere/b.onnx.unverified", "failures": ["AP is 3"]}
+    del failed["page"]
+    write_run(tmp_path)
+    (tmp_path / "export.json").write_text(json.dumps({"exports": [passed, failed]}))
+    shown = page(tmp_path)
+    for text in (
+        *("Exported models", "export/model.onnx", "float16 · 9.9 MB", "47.4"),
+        "13 images, 50 objects: the largest difference of boxes is 0.001 px, of scores 4e-06",
+        *("98.0% of the objects", "/elsewhere/b.onnx.unverified", "AP is 3"),
+    ):
+        assert text in shown.text, text
+    assert [value for name, value in shown.attributes if name == "href" and "page" in value] == [
+        "page.html"
+    ]
+    assert shown.text.count("failed its verification") == 1
+    (tmp_path / "export.json").write_text("{")
+    damaged = page(tmp_path).text
+    assert "export.json is damaged" in damaged and "Exported models" not in damaged
+
+
 def test_finished_run(tmp_path):
     shown = page(write_run(tmp_path))
     for text in (

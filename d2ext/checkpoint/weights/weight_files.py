@@ -142,6 +142,18 @@ def read_classes(path: Path, order: Sequence[str] = ()) -> tuple[str, ...]:
         return ()
 
 
+def has_averages(path: Path) -> bool:
+    """Return whether `read_weights` takes averaged weights (EMA) from a checkpoint of torch.
+
+    Tensors are not read. Files that cannot be read count as files without averages.
+    """
+    try:
+        content = _load_torch(path, mmap=zipfile.is_zipfile(path))
+        return any(_direct(content.get(key)) for key in _AVERAGED)
+    except Exception:  # as in `read_classes`
+        return False
+
+
 def _openmmlab(content: dict[str, Any]) -> WeightsFile:
     """Return the content of a checkpoint of MMDetection or its relatives.
 

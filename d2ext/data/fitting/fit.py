@@ -16,13 +16,15 @@ from d2ext.config.lr_scaling import is_adaptive
 from d2ext.config.options import TrainOptions
 from d2ext.config.tiles import tile_options
 from d2ext.data.fitting.fingerprint import Fingerprint, fingerprint
-from d2ext.data.fitting.rules import Hardware, RecipeValues, fit
+from d2ext.data.fitting.rules import BACKBONE, Hardware, RecipeValues, fit
 from d2ext.data.records.columns import Columns
 from d2ext.data.tiles.records import Tiles
 from d2ext.errors import UserError, config_errors
 
 AUTO = "auto.json"  # name in the run directory
 _RESIZE = "detectron2.data.transforms.augmentation_impl.ResizeShortestEdge"
+_BOX_HEAD = "detectron2.modeling.roi_heads.box_head.FastRCNNConvFCHead"
+_PARAMETERS = "detectron2.solver.build.get_default_optimizer_params"
 _MAPPER = "d2ext.data.loading.mapper.Mapper"
 
 
@@ -212,6 +214,9 @@ def recipe_values(cfg: Any, recipe: Any = None) -> RecipeValues:
         detector_weights=bool(source)
         and not source.startswith("package://")
         and "ImageNet" not in source,
+        backbone_weights=source.startswith("package://"),
+        box_channels=_box_channels(cfg),
+        sets_rates=_sets_rates(cfg),
         object_crop=ours,
         masks=bool(ours and mapper.get("use_instance_mask") and not mapper.get("recompute_boxes")),
         batch=loader.get("total_batch_size"),
@@ -238,6 +243,26 @@ def _resize(augmentations: Sequence[Any] | None) -> tuple[list[int] | None, int 
     sides = first.get("short_edge_length")
     listed = [sides] if isinstance(sides, int) else list(sides or ())
     return listed or None, first.get("max_size")
+
+
+def _box_channels(cfg: Any) -> int | None:
+    """Return the channels of a box head that could have convolutions, but has none."""
+    head = OmegaConf.select(cfg, keys.BOX_CONVOLUTIONS.rpartition(".")[0])
+    if not hasattr(head, "get") or target_name(head.get("_target_", "")) != _BOX_HEAD:
+        return None
+    shape = head.get("input_shape") or {}
+    return shape.get("channels") if head.get("conv_dims") == [] else None
+
+
+def _sets_rates(cfg: Any) -> bool:
+    """Return whether backbone and other layers have one learning rate, by Detectron2's groups."""
+    params = cfg.optimizer.get("params") or {}
+    by_detectron2 = target_name(params.get("_target_", "")) == _PARAMETERS
+    return (
+        by_detectron2
+        and params.get("lr_factor_func") is None
+        and OmegaConf.select(cfg, f"model.{BACKBONE}") is not None
+    )
 
 
 def _anchors(cfg: Any) -> list[list[float]] | None:

@@ -32,6 +32,8 @@ _FEW_IMAGES, _FEW_CORES, _SMALL_BATCH = 500, 8, 2
 _ENOUGH_STEPS, _FEWEST_STEPS = 1000, 500
 _MOST_TIMES = 1.75  # as many pixels as the recipe trains on
 _PERIODS = 3  # evaluations of a run whose length is chosen
+_BOX_CONVOLUTIONS = 2
+_NEW_LAYERS, BACKBONE = 3, "backbone.bottom_up"  # times the rate of the backbone
 _MOST_WARMUP = 0.1  # share of the run
 _RARE, _RARE_IMAGES = 10, 30
 
@@ -66,6 +68,11 @@ class RecipeValues:
         strides: Strides of the levels.
         detector_weights: Whether training starts from a trained detector, whose anchors must stay.
         detector_anchors: Anchors of that detector; None if they are unknown.
+        backbone_weights: Whether training starts from a trained backbone, with all other layers
+            random.
+        box_channels: Channels of a box head without convolutions; None for other heads.
+        sets_rates: Whether the optimizer has the same rate for all parts of the model, which
+            factors could change.
         object_crop: Whether the mapper passes boxes to `ObjectCrop`.
         masks: Whether boxes can be computed again from masks.
         images: Images of an epoch, of which some may be dropped or repeated; None: those with
@@ -95,6 +102,9 @@ class RecipeValues:
     strides: list[int] | None = None
     detector_weights: bool = False
     detector_anchors: list[list[float]] | None = None
+    backbone_weights: bool = False
+    box_channels: int | None = None
+    sets_rates: bool = False
     object_crop: bool = False
     masks: bool = False
     images: int | None = None
@@ -147,7 +157,7 @@ def fit(
         Values to change, and why rules do not apply to this config.
     """
     choices: list[Choice] = []
-    for rule in (image_sizes, anchors, batch, length, rare_classes):
+    for rule in (image_sizes, anchors, box_head, batch, rates, length, rare_classes):
         chosen = {choice.key: choice.value for choice in choices}
         found = rule(Situation(data, recipe, hardware, by_hand, chosen))
         choices += [choice for choice in found if choice.key not in by_hand]
@@ -262,6 +272,17 @@ def anchors(s: Situation) -> Iterator[Choice]:
     )
 
 
+def box_head(s: Situation) -> Iterator[Choice]:
+    """Add convolutions to a box head that starts from random weights.
+
+    Double-Head R-CNN (https://arxiv.org/abs/1904.06493) finds that convolutions localize better
+    than fully connected layers. They also need fewer images to learn to.
+    """
+    if channels := s.recipe.box_channels if s.recipe.backbone_weights else None:
+        why = f"box head with {_BOX_CONVOLUTIONS} convolutions, which learn from fewer images"
+        yield Choice(keys.BOX_CONVOLUTIONS, [channels] * _BOX_CONVOLUTIONS, why)
+
+
 def batch(s: Situation) -> Iterator[Choice]:
     """Use small batches for few images on few cores, and let the learning rate follow the batch.
 
@@ -295,6 +316,25 @@ def batch(s: Situation) -> Iterator[Choice]:
     new = float(f"{rate * factor:.3g}")
     why = f"learning rate {new:g} (was {rate:g}) for {size} images per step, by the {rule} rule"
     yield Choice(keys.RATE, new, why)
+
+
+def rates(s: Situation) -> Iterator[Choice]:
+    """Train layers that start from random weights faster than a trained backbone.
+
+    Large steps destroy what a backbone has learned on many images, and small ones leave the other
+    layers undertrained: discriminative fine-tuning (Howard and Ruder 2018,
+    https://arxiv.org/abs/1801.06146). The backbone keeps the rate for the batch.
+    """
+    rate = s.chosen.get(keys.RATE, s.recipe.rate)
+    given = not {keys.RATE, keys.RATE_FACTORS}.isdisjoint(s.by_hand)
+    if not rate or given or not (s.recipe.backbone_weights and s.recipe.sets_rates):
+        return
+    new = float(f"{rate * _NEW_LAYERS:.3g}")
+    why = f"learning rate {new:g}, and {rate:g} for the backbone, which is trained already"
+    yield Choice(keys.RATE, new, why)
+    factors = {BACKBONE: round(1 / _NEW_LAYERS, 4)}
+    target = "d2ext.config.lr_factors.LrFactors"
+    yield Choice(keys.RATE_FACTORS, {"_target_": target, "factors": factors}, why)
 
 
 def length(s: Situation) -> Iterator[Choice]:

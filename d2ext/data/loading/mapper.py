@@ -36,8 +36,10 @@ _DIVISORS = (8, 4, 2)  # scales that libjpeg can decode at
 class Mapper(DatasetMapper):
     """Detectron2's DatasetMapper with the same samples, up to rounding of resized pixels.
 
-    Label maps are read in training only. Bitmap masks are padded with 0, also by transforms that
-    pad label maps with another label. Polygons become bitmaps if a transform may bend their edges.
+    In training, images are resized by torch; otherwise by Pillow, as in Detectron2, `d2ext predict`
+    and exported models. Label maps are read in training only. Bitmap masks are padded with 0, also
+    by transforms that pad label maps with another label. Polygons become bitmaps if a transform may
+    bend their edges.
 
     Arguments that are not listed here are those of Detectron2's DatasetMapper.
 
@@ -134,7 +136,7 @@ class Mapper(DatasetMapper):
             label_map = _read_labels(labels, sample["file_name"], size)
             if "tile" in sample:
                 label_map = cropped(label_map, sample["tile"])
-        augmented = _Input(image, label_map, objects)
+        augmented = _Input(image, label_map, objects, by_torch=self.is_train)
         for transform in done:
             augmented.transform(transform)
         done += T.AugmentationList(augmentations)(augmented).transforms
@@ -199,7 +201,8 @@ class Mapper(DatasetMapper):
         padding_masks = TransformList([_padding_with_zeros(t) for t in transforms.transforms])
         annotations = [
             transform_instance_annotations(
-                {key: copy.deepcopy(a[key]) for key in a if not unread.get(key)},
+                {key: copy.deepcopy(a[key]) for key in a if not unread.get(key)}
+                | {"bbox": [float(side) for side in a["bbox"]]},  # integers would be truncated
                 padding_masks,
                 image_shape,
                 keypoint_hflip_indices=self.keypoint_hflip_indices,
@@ -224,9 +227,16 @@ class Mapper(DatasetMapper):
 class _Input(T.AugInput):
     """An image whose most common transforms are done by torch and OpenCV with SIMD instructions."""
 
-    def __init__(self, image: np.ndarray, sem_seg: np.ndarray | None, objects: Sequence[dict]):
+    def __init__(
+        self,
+        image: np.ndarray,
+        sem_seg: np.ndarray | None,
+        objects: Sequence[dict],
+        by_torch: bool,
+    ):
         self.image = image
         self.sem_seg = sem_seg
+        self._by_torch = by_torch
         self._objects = objects
         self._done: list[Transform] = []
 
@@ -243,7 +253,8 @@ class _Input(T.AugInput):
         self._done.append(tfm)
         image = self.image
         is_color = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-        if is_color and type(tfm) is T.ResizeTransform and tfm.interp == Image.Resampling.BILINEAR:
+        is_bilinear = type(tfm) is T.ResizeTransform and tfm.interp == Image.Resampling.BILINEAR
+        if is_color and is_bilinear and self._by_torch:
             self.image = resized(image, tfm.new_h, tfm.new_w)
         elif is_color and type(tfm) is HFlipTransform:
             self.image = _flipped(image)
@@ -412,4 +423,6 @@ def _planes(image: np.ndarray) -> torch.Tensor:
         planes = np.empty((3, *image.shape[:2]), np.uint8)
         for i in range(3):
             cv2.extractChannel(image, i, planes[i])
+    if min(planes.strides) < 0:  # even of a single row, where numpy calls the array contiguous
+        planes = planes.copy()
     return torch.from_numpy(np.ascontiguousarray(planes))

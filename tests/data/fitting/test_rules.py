@@ -199,6 +199,30 @@ def test_the_rate_follows_the_users_batch():
     assert keys.RATE not in chosen(wide, scaled, by_hand=[keys.TOTAL_BATCH])
 
 
+@pytest.mark.parametrize("images", [1000, 61])  # with the recipe's batch of 4, and with 2
+def test_layers_that_start_from_random_weights_train_faster(images):
+    wide = data(images=images, size=0.2, spread=5)
+    backbone = replace(LITE0, backbone_weights=True, sets_rates=True)
+    found = chosen(wide, backbone)
+    own = chosen(wide).get(keys.RATE, LITE0.rate)
+    assert found[keys.RATE] == pytest.approx(3 * own, rel=0.01)
+    factors = found[keys.RATE_FACTORS]["factors"]
+    assert factors["backbone.bottom_up"] * found[keys.RATE] == pytest.approx(own, rel=0.01)
+    for other in (replace(backbone, sets_rates=False), replace(backbone, backbone_weights=False)):
+        assert keys.RATE_FACTORS not in chosen(wide, other)
+    for key in (keys.RATE, keys.RATE_FACTORS):
+        assert keys.RATE_FACTORS not in chosen(wide, backbone, by_hand=[key])
+
+
+def test_a_box_head_that_starts_from_random_weights_gets_convolutions():
+    wide = data(size=0.2, spread=5)
+    recipe = replace(LITE0, box_channels=96, backbone_weights=True)
+    assert chosen(wide, recipe) == {keys.BOX_CONVOLUTIONS: [96, 96]}
+    assert chosen(wide, recipe, by_hand=[keys.BOX_CONVOLUTIONS]) == {}
+    assert chosen(wide, replace(recipe, box_channels=None)) == {}
+    assert chosen(wide, replace(recipe, backbone_weights=False)) == {}  # a detector's, or random
+
+
 def test_small_sets_are_trained_for_enough_steps():
     found = chosen(data(images=61, size=0.2, spread=5))
     assert found[keys.EPOCHS] == math.ceil(1000 * 2 / 61) == 33

@@ -95,6 +95,13 @@ def test_options_match_detectron2(records, options):
         assert_alike(*both(record, CHAINS["laptop recipe"], seed, **options))
 
 
+def test_evaluated_images_are_equal_to_detectron2s(records):
+    """Both use Pillow, so that a model sees the same pixels as in `d2ext predict`."""
+    for record in records:
+        theirs, ours = both(record, [T.ResizeShortestEdge(96, 200)], is_train=False)
+        assert torch.equal(theirs["image"], ours["image"])
+
+
 def test_edge_cases_match_detectron2(records):
     record = records[0]
     box = {"bbox": [1.0, 2.0, 30.0, 40.0], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}

@@ -1,0 +1,1 @@
+"""Export trained models as files that run without torch and Detectron2."""
