@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from d2ext.config.by_hand import ANCHORS, overridden
+from d2ext.config.by_hand import ANCHORS, BOX_CONVOLUTIONS, overridden
 from d2ext.config.choices import differing, is_auto, with_choices
 from d2ext.config.load import execute_config
 from d2ext.data.fitting.fit import AUTO, Fitted, fitted, kept_choices
@@ -36,21 +36,22 @@ def choose_values(
     kept = kept_choices(earlier) if earlier else None
     if trained and not kept:
         kept = Fitted(choices=[], skipped=[_unknown(earlier)])
-    found = fitted(cfg, hardware, kept, _detector_anchors(cfg))
+    found = fitted(cfg, hardware, kept, _detector(cfg))
     if found and kept and earlier and _is_saved(cfg, earlier, kept):
         found = kept.settled()
     check_budget(cfg, found.by_hand if found and not kept else ())
     return found, kept is None
 
 
-def _detector_anchors(cfg: Any) -> list[list[float]] | None:
-    """Return the anchors of the run whose weights training starts from, if it is one of d2ext."""
+def _detector(cfg: Any) -> dict[str, Any]:
+    """Return anchors and box head of the run whose weights training starts from, if it is one."""
     source = cfg.train.get("init_checkpoint") or ""
     file = Path(source).parent / CONFIG
     if not source or not run_folder(file) or not file.is_file():
-        return None
-    sizes = OmegaConf.select(execute_config(file), ANCHORS)
-    return OmegaConf.to_container(sizes) if OmegaConf.is_list(sizes) else None
+        return {}
+    run = execute_config(file)
+    found = {key: OmegaConf.select(run, key) for key in (ANCHORS, BOX_CONVOLUTIONS)}
+    return {k: OmegaConf.to_container(v) for k, v in found.items() if OmegaConf.is_list(v)}
 
 
 def _unknown(folder: Path | None) -> str:

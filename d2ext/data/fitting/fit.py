@@ -1,7 +1,7 @@
 """Fit a config to its training data, or take the values that its run has kept."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def fitted(
     cfg: Any,
     hardware: Hardware,
     kept: Fitted | None = None,
-    detector_anchors: list[list[float]] | None = None,
+    detector: Mapping[str, Any] | None = None,
 ) -> Fitted | None:
     """Choose values that fit the training data, if `data.auto` is set.
 
@@ -102,7 +102,8 @@ def fitted(
         cfg: Config with registered datasets.
         hardware: What the run trains on.
         kept: Choices of the run that is resumed or evaluated, which are used instead.
-        detector_anchors: Anchors of the detector that training starts from, if they are known.
+        detector: Anchors and box head of the detector that training starts from, by key, if they
+            are known.
 
     Returns:
         The choices; None without `data.auto` and without `train.budget`.
@@ -127,7 +128,7 @@ def fitted(
     choices, _ = fit(found, values, hardware, by_hand)
     # Oversampling does not depend on the number of images in an epoch, which it changes.
     sampled = with_choices(cfg, [choice for choice in choices if choice.key == keys.OVERSAMPLING])
-    values = dataclasses.replace(values, images=_epoch(sampled), detector_anchors=detector_anchors)
+    values = dataclasses.replace(values, images=_epoch(sampled), detector=detector or {})
     choices, skipped = fit(found, values, hardware, by_hand)
     return Fitted(choices=choices, by_hand=_ordered(by_hand), skipped=skipped, fingerprint=found)
 

@@ -6,7 +6,7 @@ returns the values to change, with a reason for the plan.
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -67,7 +67,8 @@ class RecipeValues:
         anchors: Sizes of the anchors of each level, in pixels of the training image.
         strides: Strides of the levels.
         detector_weights: Whether training starts from a trained detector, whose anchors must stay.
-        detector_anchors: Anchors of that detector; None if they are unknown.
+        detector: Anchors and convolutions of the box head of that detector, by key, if they are
+            known.
         backbone_weights: Whether training starts from a trained backbone, with all other layers
             random.
         box_channels: Channels of a box head without convolutions; None for other heads.
@@ -101,7 +102,7 @@ class RecipeValues:
     anchors: list[list[float]] | None = None
     strides: list[int] | None = None
     detector_weights: bool = False
-    detector_anchors: list[list[float]] | None = None
+    detector: Mapping[str, Any] = field(default_factory=dict)
     backbone_weights: bool = False
     box_channels: int | None = None
     sets_rates: bool = False
@@ -172,7 +173,7 @@ def _not_applicable(recipe: RecipeValues) -> Iterator[str]:
         yield "image sizes: other augmentations set them"
     if not recipe.anchors:
         yield f"anchors: the model has no {keys.ANCHORS} for each level"
-    elif recipe.detector_weights and not recipe.detector_anchors:
+    elif recipe.detector_weights and keys.ANCHORS not in recipe.detector:
         yield "anchors: the initial weights are those of a detector"
     if not recipe.batch:
         yield "batch and length: dataloader.train has no total_batch_size"
@@ -240,7 +241,7 @@ def anchors(s: Situation) -> Iterator[Choice]:
     own anchors.
     """
     recipe, data = s.recipe, s.data
-    theirs = recipe.detector_anchors
+    theirs = recipe.detector.get(keys.ANCHORS)
     fits = theirs and recipe.anchors and list(map(len, theirs)) == list(map(len, recipe.anchors))
     if theirs and fits and theirs != recipe.anchors:
         why = f"anchors {theirs[0][0]} to {theirs[-1][-1]} pixels: those of the initial weights"
@@ -276,8 +277,13 @@ def box_head(s: Situation) -> Iterator[Choice]:
     """Add convolutions to a box head that starts from random weights.
 
     Double-Head R-CNN (https://arxiv.org/abs/1904.06493) finds that convolutions localize better
-    than fully connected layers. They also need fewer images to learn to.
+    than fully connected layers. They also need fewer images to learn to. A trained detector keeps
+    its own.
     """
+    theirs = s.recipe.detector.get(keys.BOX_CONVOLUTIONS)
+    if theirs and s.recipe.box_channels:
+        why = f"box head with {len(theirs)} convolutions: that of the initial weights"
+        yield Choice(keys.BOX_CONVOLUTIONS, theirs, why)
     if channels := s.recipe.box_channels if s.recipe.backbone_weights else None:
         why = f"box head with {_BOX_CONVOLUTIONS} convolutions, which learn from fewer images"
         yield Choice(keys.BOX_CONVOLUTIONS, [channels] * _BOX_CONVOLUTIONS, why)

@@ -158,9 +158,9 @@ def test_close_anchors_and_those_of_trained_detectors_stay():
     assert keys.ANCHORS not in {choice.key for choice in choices}
     assert skipped == ["anchors: the initial weights are those of a detector"]
     theirs = [[9, 14], [22, 34], [52, 80], [120, 184]]
-    known = replace(recipe, detector_anchors=theirs)
+    known = replace(recipe, detector={keys.ANCHORS: theirs})
     assert chosen(far, known)[keys.ANCHORS] == theirs and not fit(far, known, CPU)[1]
-    other = replace(known, detector_anchors=[[9], [22], [52], [120]])  # of another model
+    other = replace(known, detector={keys.ANCHORS: [[9], [22], [52], [120]]})  # of another model
     assert keys.ANCHORS not in chosen(far, other)
 
 
@@ -220,7 +220,10 @@ def test_a_box_head_that_starts_from_random_weights_gets_convolutions():
     assert chosen(wide, recipe) == {keys.BOX_CONVOLUTIONS: [96, 96]}
     assert chosen(wide, recipe, by_hand=[keys.BOX_CONVOLUTIONS]) == {}
     assert chosen(wide, replace(recipe, box_channels=None)) == {}
-    assert chosen(wide, replace(recipe, backbone_weights=False)) == {}  # a detector's, or random
+    trained = replace(recipe, backbone_weights=False)  # a detector's, or random
+    assert chosen(wide, trained) == {}
+    trained = replace(trained, detector={keys.BOX_CONVOLUTIONS: [96]})
+    assert chosen(wide, trained) == {keys.BOX_CONVOLUTIONS: [96]}
 
 
 def test_small_sets_are_trained_for_enough_steps():
