@@ -58,6 +58,7 @@ def samples(augmentation: Any, count: int) -> list[dict]:
     for i in range(count):
         with generators_seeded(1, i):
             sample, source = mapper(records[i % 2]), mapper(records[(i + 1) % 2])
+            # As in the loader, but from the other photo instead of a random one.
             pasted = paste is not None and np.random.random() < paste.prob
             made.append(paste(sample, source) if pasted else sample)
     return made

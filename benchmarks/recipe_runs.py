@@ -67,7 +67,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """Return the file of what the command prints."""
+        """Return the log file."""
         return self.runs / f"{self.name}.log"
 
 
@@ -208,6 +208,8 @@ def _run_all(jobs: Sequence[Job], threads: int | None, parallel: int) -> list[Me
     finally:
         for run in running:
             run.process.terminate()
+        for run in running:
+            run.process.wait()
     return [measured for job in jobs if (measured := _finished(job)) is not None]
 
 
@@ -249,7 +251,7 @@ def _start(job: Job, threads: int | None) -> _Running:
 
 
 def _ended(run: _Running, threads: int | None, parallel: int) -> bool:
-    """Note the cost of new lines of metrics.json; write the results of a run that has ended."""
+    """Record the cost of new lines of metrics.json; write the results of a run that has ended."""
     metrics = run.job.run / "metrics.json"
     # The CPU time first: it cannot be read after the process has ended.
     cpu = _cpu_seconds(run.process.pid)

@@ -47,12 +47,14 @@ def write_split(folder: Path) -> list[str]:
     for side in ("train", "val"):
         content = json.loads((folder / f"{side}.json").read_text())
         names = {image["file_name"] for image in content["images"]}
-        photos = folder / "balloon" / side
+        photos = folder / "unfinished" / side
         photos.mkdir(parents=True)
         chosen = {key: entry for key, entry in truth.items() if entry["filename"] in names}
         (photos / VIA).write_text(json.dumps(chosen))
         for name in names:
             shutil.copyfile(TRAIN / name, photos / name)
+    # An interrupted run leaves no `balloon`, which says that the split is complete.
+    os.rename(folder / "unfinished", folder / "balloon")
     return lines
 
 

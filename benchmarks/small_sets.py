@@ -58,7 +58,7 @@ TRAIN, VAL = 48, 24  # photos of a drawn set
 SPLITS = ("train", "val")
 COLORS = ((0, 255, 0), (0, 0, 255), (255, 0, 0), (0, 255, 255), (255, 0, 255), (255, 255, 0))
 PIECES = ("pawn", "rook", "knight", "bishop", "queen", "king")
-# Of sets that need one: the package's folder, and what pip installs.
+# Package folder and pip requirement of each set that needs a package.
 PACKAGES = {
     "coins": ("skimage", "scikit-image==0.26.0"),
     "nuclei": ("stardist", "stardist==0.9.2"),
@@ -341,7 +341,9 @@ def _coco(
                 found[record["file_name"]] = record
     records = [found[name] for name in sorted(found)]
     for record in records:
-        copied = folder / "images" / Path(record["file_name"]).name
+        # With its subfolder, because photos in different ones may have the same name.
+        copied = folder / "images" / Path(record["file_name"]).relative_to(images)
+        copied.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(record["file_name"], copied)
         record["file_name"] = str(copied)
     order = np.random.default_rng([base, len(SETS) + 1]).permutation(len(records))
@@ -371,10 +373,13 @@ def make(
         classes: Classes of `coco`.
 
     Raises:
-        UserError: A package with the photos is not installed; nothing was written.
+        UserError: The folder exists, or a package with the photos is not installed; nothing was
+            written.
     """
     if name in PACKAGES:
         _package(name)
+    if folder.exists():
+        raise UserError(f"{folder} exists; remove it, or give another folder")
     (folder / "images").mkdir(parents=True)
     if name == "coco":
         _coco(folder, base, files, images, classes)
@@ -405,7 +410,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="new or existing folder of the sets")
+    parser.add_argument("folder", type=Path, help="folder that each set gets a new folder in")
     default = [name for name in SETS if name not in PACKAGES]
     parser.add_argument(
         "--sets",

@@ -1,6 +1,7 @@
 """d2ext: MMDetection's training workflow for Detectron2's LazyConfig files."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and documentation
@@ -16,6 +17,9 @@ if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and documentatio
     from d2ext.evaluation.metric import Metric as Metric
     from d2ext.predict.predictor import Prediction as Prediction
     from d2ext.predict.predictor import Predictor as Predictor
+
+# Albumentations asks PyPI for updates when it is imported, as any look-up of a `_target_` may do.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.2.0.dev0"
 __all__ = [

@@ -382,3 +382,19 @@ def show(chromium: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert messages == []
+
+
+@pytest.fixture
+def style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Write the photos that the configs of Detectron2's style read; forget them afterwards."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from tests.detectron2_style.photos import write_photos
+
+    write_photos(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    known = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - known:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -41,6 +41,12 @@ def sets(tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_set_that_exists_is_kept(sets):
+    made = _script("small_sets", sets, "--photos", 3, 2)
+    assert made.returncode == 1 and len(made.stderr.splitlines()) == 1
+    assert made.stderr.endswith(" exists; remove it, or give another folder\n")
+
+
 def test_small_sets_depend_on_their_seed_only(sets, tmp_path):
     chosen = ("--sets", "leaves", "--photos", 3, 2)
     assert _script("small_sets", tmp_path / "again", *chosen).returncode == 0

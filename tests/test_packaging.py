@@ -17,6 +17,7 @@ import d2ext
 from tests.wheel import build_wheel
 
 OWN = {
+    *("drawing", "recipe_runs", "screening", "small_sets"),
     "coco_file",
     "results_file",
     "common",

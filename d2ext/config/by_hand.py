@@ -16,10 +16,13 @@ VAL_SHORT_SIDE = f"{_VAL}.short_edge_length"
 VAL_MAX_SIZE = f"{_VAL}.max_size"
 TTA_SIZES = "dataloader.tta.min_sizes"
 TTA_MAX_SIZE = "dataloader.tta.max_size"
+BOX_CONVOLUTIONS = "model.roi_heads.box_head.conv_dims"
 ANCHORS = "model.proposal_generator.anchor_generator.sizes"
 BATCH = "train.reference_batch_size"
+WORKERS = "train.reference_world_size"
 TOTAL_BATCH = "dataloader.train.total_batch_size"  # never chosen, but the rate follows it
 RATE = "optimizer.lr"
+RATE_FACTORS = "optimizer.params.lr_factor_func"
 EPOCHS, ITERATIONS = "train.max_epochs", "train.max_iter"
 WARMUP = "train.warmup_iters"
 EVALUATIONS = "train.eval_period"
@@ -28,8 +31,8 @@ OVERSAMPLING = "dataloader.train.dataset.oversample_threshold"
 # Fields that `data.auto` and `train.budget` may set, by dotted key.
 KEYS = (
     *(SHORT_SIDES, MAX_SIZE, CROP, RECOMPUTE_BOXES, VAL_SHORT_SIDE, VAL_MAX_SIZE, TTA_SIZES),
-    *(TTA_MAX_SIZE, ANCHORS, BATCH, TOTAL_BATCH, RATE, EPOCHS, ITERATIONS, WARMUP, EVALUATIONS),
-    *(CHECKPOINTS, OVERSAMPLING),
+    *(TTA_MAX_SIZE, ANCHORS, BOX_CONVOLUTIONS, BATCH, WORKERS, TOTAL_BATCH, RATE, RATE_FACTORS),
+    *(EPOCHS, ITERATIONS, WARMUP, EVALUATIONS, CHECKPOINTS, OVERSAMPLING),
 )
 
 
@@ -69,7 +72,7 @@ def overridden(cfg: Any) -> set[str]:
 
 
 def touched(keys: Iterable[str]) -> list[str]:
-    """Return those of `KEYS` that the given keys, their parents or their children, name."""
+    """Return those of `KEYS` that are given, or are a parent or a child of a given key."""
     given = [key.replace("[", ".").replace("]", "") + "." for key in keys]
     return [key for key in KEYS if any(_related(key + ".", other) for other in given)]
 

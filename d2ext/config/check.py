@@ -130,7 +130,8 @@ def check_field(key: str, value: Any) -> bool:
     """Return whether d2ext checks a field; raise UserError if it does not accept `value`."""
     accepted = _FIELDS.get(key)
     if accepted and not accepted.accepts(value):
-        raise UserError(f"{key}={value!r}: takes {accepted}")
+        hint = did_you_mean(value, accepted.among) if isinstance(value, str) else ""
+        raise UserError(f"{key}={value!r}: takes {accepted}{hint and '; '}{hint}")
     return accepted is not None
 
 
@@ -151,7 +152,8 @@ def shared_fields(cfg: Any) -> dict[str, str]:
     checked = _checked_fields(values)
     for key in ("data.augmentation", "data.tiles", "data.tile_overlap", "data.tile_min_share"):
         if (value := checked.get(key)) is not None:
-            found |= _texts("data", {key.removeprefix("data."): value})
+            # An empty list of augmentations replaces the recipe's.
+            found |= dict(_texts("data", {key.removeprefix("data."): value})) or {key: "[]"}
     return {key: text for key, text in found.items() if not key.startswith(_OF_A_MACHINE)}
 
 
@@ -188,7 +190,7 @@ def target_name(target: Any) -> str:
     try:
         found = locate(target) if isinstance(target, str) else target
         return f"{found.__module__}.{found.__qualname__}"
-    except (ImportError, AttributeError):  # reported when the target is built
+    except Exception:  # of any module's import; reported when the target is built
         return str(target)
 
 

@@ -28,7 +28,10 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 def with_choices(cfg: Any, choices: Sequence[Choice]) -> Any:
-    """Return a config with chosen values, which nothing chooses again; the input stays.
+    """Return a copy of a config with chosen values, and with nothing left to choose.
+
+    A value is written to the node that its key leads to: if `dataloader.val` refers to
+    `dataloader.test`, both loaders get it.
 
     Args:
         cfg: Config returned by `load_config`.
@@ -41,13 +44,23 @@ def with_choices(cfg: Any, choices: Sequence[Choice]) -> Any:
         if choice.key == CROP:
             OmegaConf.select(cfg, CROP.rpartition(".")[0]).insert(1, choice.value)
         else:
-            OmegaConf.update(cfg, choice.key, choice.value, merge=False, force_add=True)
+            section, _, name = choice.key.rpartition(".")
+            # An update through `cfg` would replace an interpolation instead of following it.
+            node = OmegaConf.select(cfg, section)
+            if node is None:  # an optional section
+                node, name = cfg, choice.key
+            OmegaConf.update(node, name, choice.value, merge=False, force_add=True)
     off: dict[str, Any] = {"auto": False, "recipe": None, "by_hand": []}
     for key in off.keys() & (cfg.get("data") or {}).keys():
         cfg.data[key] = off[key]
     if cfg.train.get("budget"):
         cfg.train.budget = None
     return cfg
+
+
+def is_auto(cfg: Any) -> bool:
+    """Return whether a config has `data.auto` set; some have no such field."""
+    return bool((cfg.get("data") or {}).get("auto"))
 
 
 def recipe_of(cfg: Any) -> Any:
@@ -71,9 +84,26 @@ def set_by_hand(cfg: Any, recipe: Any = None) -> set[str]:
         recipe: Recipe returned by `recipe_of`; None compares with nothing.
     """
     found = overridden(cfg)
+    if CROP in found and not _sets_crop(cfg):
+        found.remove(CROP)
     if recipe is not None:
-        found |= {key for key in KEYS if _value(cfg, key) != _value(recipe, key)}
+        found |= differing(cfg, recipe)
     return found
+
+
+def _sets_crop(cfg: Any) -> bool:
+    """Return whether overrides set a crop, and not only arguments of, say, the recipe's flip."""
+    from omegaconf import OmegaConf
+
+    listed = OmegaConf.select(cfg, CROP.rpartition(".")[0]) or []
+    given = [key.replace("[", ".").replace("]", "") for key in cfg.data.by_hand]
+    whole = any(CROP == key or CROP.startswith(f"{key}.") for key in given)
+    return whole or sets_size(listed[1])
+
+
+def differing(cfg: Any, other: Any) -> set[str]:
+    """Return those of `by_hand.KEYS` whose values differ between two configs."""
+    return {key for key in KEYS if _value(cfg, key) != _value(other, key)}
 
 
 def _value(cfg: Any, key: str) -> Any:

@@ -1,6 +1,9 @@
 """Train parts of a model with a fraction of the learning rate."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from d2ext.errors import UserError
+from d2ext.text import did_you_mean
 
 
 class LrFactors:
@@ -30,6 +33,31 @@ class LrFactors:
     def __call__(self, name: str) -> float:
         """Return the factor of a parameter by its name in the model."""
         for part, factor in self._factors.items():
-            if name == part or name.startswith(f"{part}."):
+            if _is_in(name, part):
                 return factor
         return 1.0
+
+    def check(self, names: Iterable[str]) -> None:
+        """Check that each factor has parameters, frozen ones included.
+
+        Args:
+            names: Names of all parameters of the model.
+
+        Raises:
+            UserError: No name fits to a factor, so that it would have no effect.
+        """
+        names = list(names)
+        for part in self._factors:
+            if not any(_is_in(name, part) for name in names):
+                parts = (name.split(".") for name in names)
+                known = {".".join(p[:end]) for p in parts for end in range(1, len(p) + 1)}
+                hint = did_you_mean(part, sorted(known), "give the name of a module or parameter")
+                raise UserError(
+                    "optimizer.params.lr_factor_func.factors: the model has no parameter in"
+                    f" {part}; {hint}"
+                )
+
+
+def _is_in(name: str, part: str) -> bool:
+    """Return whether a parameter is a part of the model, or is in it."""
+    return name == part or name.startswith(f"{part}.")

@@ -266,6 +266,7 @@ class TrainOptions:
         None,
         'time for the whole run, such as "10 min" or "1h30m"; steps are timed before training, and'
         " the length is chosen so that the run fits",
+        checked=False,
     )
     eval_period: int | str | None = _option(
         "1 epoch",

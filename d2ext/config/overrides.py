@@ -239,7 +239,7 @@ def parameters(node: Any) -> dict[str, inspect.Parameter]:
     if isinstance(target, str):
         try:
             target = locate(target)
-        except ImportError:  # reported when the target is built
+        except Exception:  # of any module's import; reported when the target is built
             return {}
     found: dict[str, inspect.Parameter] = {}
     levels = [c.__init__ for c in getattr(target, "__mro__", ())]

@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from d2ext.config.check import target_name
+from d2ext.config.lr_factors import LrFactors
 from d2ext.config.model_kind import yacs_model
 from d2ext.config.num_classes import with_num_classes
 from d2ext.config.options import TrainOptions
@@ -102,6 +103,9 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
         # A fused SGD would also dampen its first step; see `_start_momentum` of the trainer.
         if target in _FUSED and not chosen and not settings.get("dampening"):
             settings.fused = True  # one pass over the weights; 3 times as fast, also on a CPU
+        factors = instantiate(settings.params.get("lr_factor_func"))
+        if isinstance(factors, LrFactors):
+            factors.check(name for name, _ in model.named_parameters())
         optimizer = instantiate(settings)
     # torch before 2.7 keeps omegaconf's lists, which a checkpoint cannot hold.
     for values in (optimizer.defaults, *optimizer.param_groups):

@@ -20,6 +20,7 @@ from d2ext.engine.techniques import averaged, grad_scaler
 from d2ext.errors import UserError
 from d2ext.launch.collectives import broadcast_from_rank0, broadcast_weights
 from d2ext.preflight.plan import Plan
+from d2ext.run_dir.names import saved_config_hint
 
 logger = logging.getLogger(__name__)
 
@@ -232,9 +233,11 @@ def _check_fit(model: nn.Module, theirs: dict[str, torch.Tensor], plan: Plan) ->
 
 
 def _does_not_fit(plan: Plan, reason: str) -> str:
+    assert plan.resume
     return (
         f"{plan.resume} does not fit this config ({reason}); resume with the model and optimizer"
         " that it was trained with, or load only its weights with train.init_checkpoint"
+        + saved_config_hint("train", plan.resume, "--resume")
     )
 
 

@@ -20,8 +20,10 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
 
+from d2ext.config.choices import is_auto, recipe_of
 from d2ext.config.options import TrainOptions
 from d2ext.config.tiles import tile_options
+from d2ext.data.fitting.fit import kept_choices
 from d2ext.data.loading.sample_errors import (
     Failure,
     ReportFailures,
@@ -88,6 +90,10 @@ def analyze(cfg: Any) -> Iterator[str]:
 
 def _record(cfg: Any, folder: Path) -> tuple[Any, dict, list[str], str]:
     """Return the config as a run uses it, a dataset dict, the classes, and the image's name."""
+    if is_auto(cfg):  # errors here, unlike those of missing data, concern every image
+        recipe_of(cfg)
+        if run := cfg.train.get("output_dir"):
+            kept_choices(Path(run))
     try:
         cfg = planned_config(cfg)
         names = test_sets(cfg.dataloader.get("val") or cfg.dataloader.train)

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from d2ext.config.augmentation import with_augmentation
-from d2ext.config.choices import with_choices
+from d2ext.config.choices import is_auto, with_choices
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.loading.loader import Loader, build_test_loader
 from d2ext.data.prepare.cityscapes import require_cityscapes
@@ -67,7 +67,7 @@ def planned_config(cfg: Any) -> Any:
     folder = cfg.train.get("output_dir")
     earlier = Path(folder) if folder else None
     register_run_datasets(cfg, kept_split(earlier) if earlier else None)
-    if (cfg.get("data") or {}).get("auto"):
+    if is_auto(cfg):
         device, _ = choose_device(cfg.train.get("device", "cuda"), 1)
         hardware = hardware_of(device, 1, cfg.train.get("accumulate") or 1, 1)
         chosen, _ = choose_values(cfg, hardware, earlier)

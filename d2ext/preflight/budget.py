@@ -17,6 +17,7 @@ from d2ext.text import as_seconds, plural
 BUDGET = "train.budget"
 _MARGIN = 0.03  # share of the budget that is left for what is not measured
 _EVALUATIONS = 6  # in a run whose periods are chosen
+_MOST_WARMUP = 0.1  # share of the run
 _SHARE = 0.25  # largest share of the budget for evaluations, if their number is chosen
 
 
@@ -78,29 +79,33 @@ class Length:
     period: int | None = None
 
 
-def seconds_of(budget: str) -> int:
+def seconds_of(budget: object) -> int:
     """Return a budget in seconds.
 
     Raises:
-        UserError: The text is not a duration.
+        UserError: The value is not a duration.
     """
-    if not (seconds := as_seconds(budget)):
+    if not (seconds := as_seconds(str(budget))):
         raise UserError(
             f"{BUDGET}={budget!r}: give hours, minutes or seconds, as in '10 min' or '1h30m'"
         )
     return seconds
 
 
-def check_budget(cfg: Any) -> None:
+def check_budget(cfg: Any, by_hand: Collection[str] = ()) -> None:
     """Check `train.budget`, if it is set.
 
+    Args:
+        cfg: Config returned by `load_config`.
+        by_hand: Keys that the user has set.
+
     Raises:
-        UserError: The value is not a duration, or an override also sets the length of the run.
+        UserError: The value is not a duration, or the user also sets the length of the run.
     """
     if not (budget := cfg.train.get("budget")):
         return
     seconds_of(budget)
-    if keys.EPOCHS in keys.overridden(cfg):
+    if not {keys.EPOCHS, keys.ITERATIONS}.isdisjoint(by_hand):
         raise UserError(
             f"{BUDGET} and {keys.EPOCHS} (or {keys.ITERATIONS}) both set the length of the run;"
             " give one of them"
@@ -154,7 +159,8 @@ def fit_budget(
     work: Workload,
     schedule: Schedule,
     since: float,
-    by_hand: Collection[str] | None,
+    by_hand: Collection[str],
+    periods: bool,
     scaling: ScalingReport | None,
     measure: Measure | None,
 ) -> tuple[list[Choice], list[str]]:
@@ -165,7 +171,8 @@ def fit_budget(
         work: What the run computes.
         schedule: Schedule of the config.
         since: Monotonic time at which the command started.
-        by_hand: Keys whose values stay; None: no period changes.
+        by_hand: Keys whose values stay.
+        periods: Whether to choose the periods of evaluations and checkpoints.
         scaling: Report of `scale_config`, if it has scaled the config.
         measure: Function that times steps; None: none are timed.
 
@@ -180,7 +187,8 @@ def fit_budget(
     speed = measure(work)
     left = seconds_of(budget) - (time.monotonic() - since)
     scale = scaling.scale if scaling else 1.0
-    choices = choose_length(budget, left, speed, schedule, by_hand, scale)
+    warmup = work.cfg.train.get("warmup_iters")
+    choices = choose_length(budget, left, speed, schedule, by_hand, periods, scale, warmup)
     return choices, [choices[0].reason]
 
 
@@ -189,25 +197,29 @@ def choose_length(
     left: float,
     speed: Speed,
     schedule: Schedule,
-    by_hand: Collection[str] | None,
+    by_hand: Collection[str] = (),
+    periods: bool = False,
     scale: float = 1.0,
+    warmup: int | None = None,
 ) -> list[Choice]:
-    """Choose the length of a run, and the periods of its evaluations and checkpoints.
+    """Choose the length of a run, its warm-up, and the periods of evaluations and checkpoints.
 
     Args:
         budget: Value of `train.budget`.
         left: Seconds of the budget that are left.
         speed: Measured times.
         schedule: Schedule of the config.
-        by_hand: Keys whose values stay; None: no period changes.
+        by_hand: Keys whose values stay.
+        periods: Whether to choose the periods.
         scale: Divisor by which `scale_config` divides numbers of iterations.
+        warmup: `train.warmup_iters`; None: the warm-up is a share of the run already.
 
     Raises:
         UserError: Not even a step fits the budget.
     """
     epoch = schedule.num_images / schedule.batch_size
     evaluates = schedule.evaluates
-    free = by_hand is not None and keys.EVALUATIONS not in by_hand
+    free = periods and keys.EVALUATIONS not in by_hand and schedule.eval_period != Period()
     found = longest(left, speed, epoch, None if free else schedule.eval_period, evaluates)
     cost = f"{speed.step:.3g} s per step"
     if evaluates:
@@ -232,8 +244,11 @@ def choose_length(
         choices = [Choice(keys.ITERATIONS, int(found.iterations * scale), why)]
     if found.period and evaluates:
         choices.append(Choice(keys.EVALUATIONS, f"{found.period} epochs", why))
-        if keys.CHECKPOINTS not in (by_hand or ()):
+        if keys.CHECKPOINTS not in by_hand:
             choices.append(Choice(keys.CHECKPOINTS, f"{found.period} epochs", why))
+    most = max(int(_MOST_WARMUP * found.iterations), 1)
+    if (warmup or 0) > most and keys.WARMUP not in by_hand:
+        choices.append(Choice(keys.WARMUP, most, why))
     return choices
 
 

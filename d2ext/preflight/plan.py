@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from d2ext.checkpoint.files import find_newest
 from d2ext.checkpoint.weights.initial import local_weights
 from d2ext.config.augmentation import augmentation_lines, with_augmentation
-from d2ext.config.choices import with_choices
+from d2ext.config.choices import is_auto, with_choices
 from d2ext.config.flatten import flatten
 from d2ext.config.load import load_config
 from d2ext.config.lr_scaling import ScalingReport, check_batch, scale_config
@@ -195,14 +195,17 @@ def plan_run(
     check_options(cfg, options, device, validate, eval_only, tta, expect)
     checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
 
-    earlier = _earlier_run(output_dir, checkpoint, resume, weights, eval_only)
+    source = options.init_checkpoint or ""
+    if eval_only:
+        source = weights_to_evaluate(weights, checkpoint, output_dir, source)
+    earlier = _earlier_run(output_dir, checkpoint, resume, source if eval_only else None)
     split, about = own_split(cfg, kept_split(earlier) if earlier else None)
     _say(lines, *_titled("split", about))
     differences = register_run_datasets(cfg, split)
     hardware = hardware_of(device, num_gpus, options.accumulate, world_size)
     trained = eval_only or checkpoint is not None
     chosen, is_new = choose_values(cfg, hardware, earlier, trained)
-    auto = bool((cfg.get("data") or {}).get("auto"))
+    auto = is_auto(cfg)
     if chosen and auto:
         _say(lines, *_titled("auto", chosen.lines()))
     original, scaling = cfg, None
@@ -238,7 +241,6 @@ def plan_run(
     validation_loss: tuple[str, ...] = ()
     loss_notes: list[str] = []
     if eval_only:
-        source = weights_to_evaluate(weights, checkpoint, output_dir, options.init_checkpoint)
         initial = "" if weights or checkpoint else " (train.init_checkpoint)"
         _say(lines, f"weights     {source}{initial}")
         if key := _chosen_by(cfg, Path(source), tested):
@@ -246,7 +248,6 @@ def plan_run(
             _say(lines, f"results     note: {caveats[-1]}")
         _say(lines, *tile_lines(cfg, tested))
     else:
-        source = options.init_checkpoint or ""
         if overwrite and checkpoint:
             refuse_moving(output_dir, checkpoint, option("--resume-from"))
         elif overwrite:
@@ -258,19 +259,25 @@ def plan_run(
         schedule = resolve_schedule(options, batch_size, num_images, fraction, validate)
         if validate and options.validation_loss:
             validation_loss, loss_notes = sets_with_loss(cfg, classes)
-        if budget and is_new and chosen:
+        if budget and not is_new:
+            line = "the length of the run stays; train.max_epochs changes it"
+            _say(lines, *_titled("budget", [line]))
+        elif budget and chosen:
             work = Workload(
                 cfg, device, classes, train_dataset, world_size, num_gpus, validate, validation_loss
             )
-            by_hand = chosen.by_hand if auto else None
-            length, why = fit_budget(budget, work, schedule, since, by_hand, scaling, measure)
+            length, why = fit_budget(
+                budget, work, schedule, since, chosen.by_hand, auto, scaling, measure
+            )
             _say(lines, *_titled("budget", why))
             chosen = chosen.with_length(length, budget)
             cfg, _ = _prepared(with_choices(original, chosen.applied), world_size)
             options = TrainOptions.from_config(cfg.train)
             schedule = resolve_schedule(options, batch_size, num_images, fraction, validate)
         check_schedule(options, schedule)
-        _say(lines, *_schedule_lines(cfg, options, schedule, world_size, train_dataset))
+        run_lines = _schedule_lines(cfg, options, schedule, world_size, train_dataset)
+        note = [] if budget else _length_note(schedule)
+        _say(lines, run_lines[0], *note, *run_lines[1:])
         _say(lines, _start_line(checkpoint, resume, source))
         _say(lines, *loss_notes)
     _say(lines, *loader_warnings(loaders, options.accumulate, world_size, num_gpus))
@@ -368,14 +375,15 @@ def _find_checkpoint(
 
 
 def _earlier_run(
-    output_dir: Path, checkpoint: Path | None, resume: bool, weights: str | None, eval_only: bool
+    output_dir: Path, checkpoint: Path | None, resume: bool, evaluated: str | None
 ) -> Path | None:
     """Return the folder of the run that is resumed or whose weights are evaluated, if any."""
+    if evaluated:
+        folder = Path(evaluated).parent
+        return folder if folder.is_dir() else output_dir  # weights of a package or a URL
     if checkpoint:
         return checkpoint.parent
-    if weights and weights not in ("best", "last"):
-        return Path(weights).parent
-    return output_dir if resume or eval_only else None
+    return output_dir if resume else None
 
 
 def _loaders(cfg: Any, eval_only: bool, validate: bool) -> dict[str, Any]:
@@ -464,7 +472,8 @@ def _schedule_lines(
     cfg: Any, options: TrainOptions, s: Schedule, world_size: int, dataset: Any
 ) -> list[str]:
     images = str(dataset) if isinstance(dataset, TrainingSet) else plural(s.num_images, "image")
-    length = f"{s.epochs:.4g} epochs = {s.max_iter} iterations"
+    epochs = "1 epoch" if s.epochs == 1 else f"{s.epochs:.4g} epochs"
+    length = f"{epochs} = {plural(s.max_iter, 'iteration')}"
     if not hasattr(dataset, "__len__"):
         images, length = "an unknown number of images", plural(s.max_iter, "iteration")
     reference, batch = options.reference_world_size, options.reference_batch_size
@@ -477,7 +486,6 @@ def _schedule_lines(
     workers = "on 1 worker" if world_size == 1 else share
     return [
         f"run         {images}, {s.batch_size} per step, {workers}{micro}: {length}",
-        *_length_note(s),
         f"rate        lr {cfg.optimizer.lr:g}{tuned} after {s.warmup_iters or 0} iterations of"
         " warm-up",
         f"periods     evaluation {_words(s.eval_period)}, checkpoint {_words(s.checkpoint_period)}",

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.conftest import REPO
-from tests.detectron2_style.photos import write_photos
 
 STRONG = ["data.augmentation=strong", "train.checkpointer.period=2", "train.seed=1"]
 
@@ -49,10 +48,8 @@ def test_strong_trains_the_same_with_workers_and_after_a_resume(train_net, tiny,
     assert all(torch.equal(weights[1][key], value) for key, value in weights[0].items())
 
 
-def test_mappers_without_a_list_are_refused_in_one_line(train_net, tmp_path, monkeypatch):
+def test_mappers_without_a_list_are_refused_in_one_line(train_net, style):
     """A DETR of another project, whose mapper has other arguments."""
-    write_photos(tmp_path)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     config = REPO / "tests/detectron2_style/configs/detr.py"
     done = train_net("--dry-run", "data.augmentation=strong", config=config)
     assert done.status == 2 and len(done.stderr.splitlines()) == 1

@@ -63,7 +63,7 @@ def test_the_plan_explains_what_is_chosen(d2ext_command, folder):
     assert "training on crops of 128 x 128 pixels around an object" in text
     assert "anchors " in text and "in training images" in text
     assert "2 images per step (was 4): more steps with few images" in text
-    assert "learning rate" not in text and "100 epochs (was 24): 300 steps" in text
+    assert "learning rate" not in text and "167 epochs (was 24): 501 steps" in text
     assert lines[-1] == "set by hand and kept: optimizer.lr"
     assert len(lines) <= 8
     assert sorted(path.name for path in folder.iterdir()) == ["mine.py", "train", "val"]
@@ -125,17 +125,27 @@ def test_a_run_keeps_its_values(d2ext_command, folder):
     from_yaml = d2ext_command("train", "run", "--resume", "train.max_iter=5")
     assert from_yaml.status == 0 and "auto  " not in from_yaml.stdout + from_yaml.stderr
     assert _changes(from_yaml) == ["train.max_iter (4 before, 5 now)"]
+    again = ["data.auto=True", "train.budget=10 min"]
+    twice = d2ext_command("train", "run", "--resume", "train.max_iter=6", *again)
+    assert _auto(twice) == ["the values of the run's config.yaml stay"]
+    assert "budget      the length of the run stays; train.max_epochs changes it" in twice.stdout
+    assert _changes(twice) == ["train.max_iter (5 before, 6 now)"]
+    saved = load_config(folder / "run/config.yaml")
+    assert len(saved.dataloader.train.mapper.augmentations) == 3 and not saved.data.auto
 
     # The original config, with the run's weights.
     results = []
-    for config in ("mine.py", "run"):
-        done = d2ext_command(
-            *["train", config, "--eval-only", "--weights", "run/model_final.pth"],
-            *["--work-dir", f"eval_{config}", *DATA],
-        )
+    initial = "train.init_checkpoint=run/model_final.pth"
+    weights = ["--weights", "run/model_final.pth"]
+    for config, flags in (("mine.py", weights), ("run", weights), ("mine.py", [initial])):
+        name = f"eval_{len(results)}"
+        done = d2ext_command("train", config, "--eval-only", "--work-dir", name, *flags, *DATA)
         assert done.status == 0, done.stderr
-        results.append(json.loads((folder / f"eval_{config}/eval/results.json").read_text()))
-    assert results[0]["last"] == results[1]["last"]
+        results.append(json.loads((folder / f"{name}/eval/results.json").read_text()))
+    assert results[0]["last"] == results[1]["last"] == results[2]["last"]
+    fine_tuned = _auto(d2ext_command("train", "mine.py", "--dry-run", *DATA, initial))
+    first, last = chosen[keys.ANCHORS][0][0], chosen[keys.ANCHORS][-1][-1]
+    assert f"anchors {first} to {last} pixels: those of the initial weights" in fine_tuned
     predictions = []
     for config in ("mine.py", "run/config.yaml"):
         done = d2ext_command(

@@ -207,7 +207,7 @@ def test_a_module_in_the_current_folder_is_found(script, d2ext_command):
         + "optimizer.lr = RATE\n"
     )
     done = _run(script, "print-config", "mine.py", "--diff", CUSTOM)
-    assert done.stdout == "optimizer.lr: 0.125, was 0.0014\n", done.stderr
+    assert done.stdout == "optimizer.lr: 0.125, was 0.0005\n", done.stderr
 
 
 @pytest.mark.slow

@@ -81,6 +81,7 @@ def test_filtered_and_repeated_images_are_counted(repo, train_net, photos, monke
     monkeypatch.chdir(photos)
     options = ["data.train.json=a.json", "data.train.images=imgs", "train.init_checkpoint="]
     options += ["dataloader.train.dataset.repeat=3", "train.reference_batch_size=3"]
+    options.append("data.auto=False")
     config = repo / "configs/custom/mask_rcnn_lite0_fpn.py"
     done = train_net("--no-validate", "--dry-run", *options, config=config)
     assert done.status == 0, done.stderr

@@ -9,13 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from d2ext.data.formats.coco import to_coco
 from d2ext.data.formats.via import read_via
 from tests.conftest import REPO, checkout_env
-from tests.detectron2_style.photos import write_photos
 
 CONFIG = REPO / "configs/custom/mask_rcnn_lite0_fpn.py"
 STYLE = REPO / "tests/detectron2_style/configs"
@@ -170,18 +168,6 @@ def test_tiles_set_by_code_count(mosaics):
     cfg.data.tiles = None
     plan = plan_run(cfg, "tiles", validate=False)
     assert not any(line.startswith("tiles") for line in plan.lines)
-
-
-@pytest.fixture
-def style(tmp_path, monkeypatch):
-    """Write the photos that the configs of Detectron2's style read; forget them afterwards."""
-    write_photos(tmp_path)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    known = set(DatasetCatalog)
-    yield
-    for name in set(DatasetCatalog) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def test_a_config_of_detectron2_trains_in_tiles(train_net, style):

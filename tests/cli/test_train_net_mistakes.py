@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -219,6 +220,11 @@ def test_a_failed_command_leaves_the_run_as_it_was(train_net, tiny, tmp_path):
     before = {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}
     for flag, override, words in [
         ("--resume", "model.roi_heads.box_head.fc_dims=[16, 256]", "does not fit this config"),
+        (
+            "--resume",
+            "model.roi_heads.box_head.conv_dims=[16]",
+            f"train_net.py {shlex.quote(str(work))} --resume` uses the config that its run has",
+        ),
         ("--overwrite", "+optimizer.foo=1", "optimizer cannot be built"),
         ("--overwrite", "train.init_checkpoint=/no/file.pth", "/no/file.pth"),
     ]:

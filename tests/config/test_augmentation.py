@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 from detectron2 import model_zoo
@@ -95,7 +96,7 @@ def test_the_plan_says_what_is_on_and_why_something_is_off(loaded):
     assert lines == [
         "augment     strong: ResizeShortestEdge, RandomFlip, RandomRotateShear (30 %), ColorJitter"
         " (80 %), RandomBlur (10 %), RandomNoise (10 %), RandomJpeg (10 %), copy-paste (50 %)",
-        "            boxes are fitted to rotated masks"
+        "            boxes are fitted to the augmented masks"
         " (dataloader.train.mapper.recompute_boxes=True)",
     ]
     text = "\n".join(_lines(loaded(FASTER, "strong")))
@@ -173,6 +174,9 @@ def test_a_list_of_augmentations_and_presets(loaded):
         ({"_target_": f"{OURS}color.Jitter"}, r"\[1\]._target_=.*color.Jitter cannot be imported"),
         ({"_target_": BLUR, "sigmas": 3}, r"data.augmentation\[1\] cannot be built: TypeError"),
         ({"_target_": BLUR, "sigma": [0, 1]}, r"data.augmentation\[1\] .*give positive numbers"),
+        ({"_target_": BLUR, "sigma": [2, 1]}, r"data.augmentation\[1\] .*the smaller one first"),
+        ({"_target_": f"{OURS}copy_paste.CopyPaste"}, "; set dataloader.train.copy_paste instead"),
+        ({"_target_": "albumentations.NoOp"}, "; put it into the transforms of .*Pipeline"),
         ({"_target_": "collections.Counter"}, r"\[1\]: .*Counter makes a Counter; give a Detect"),
     ],
 )
@@ -180,6 +184,13 @@ def test_invalid_entries_are_named(loaded, entry, words):
     with pytest.raises(UserError, match=words) as e:
         with_augmentation(loaded(MASK, ["none", entry]))
     assert len(str(e.value).splitlines()) == 1
+
+
+def test_a_module_that_cannot_be_imported_says_why(loaded, tmp_path, monkeypatch):
+    (tmp_path / "my_flips.py").write_text("import a_missing_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"its module .*No module named 'a_missing_package'; fix"):
+        with_augmentation(loaded(MASK, [{"_target_": "my_flips.Flip"}]))
 
 
 def test_overrides_set_presets_where_there_is_no_section_data(repo, tmp_path):
@@ -193,8 +204,9 @@ def test_overrides_set_presets_where_there_is_no_section_data(repo, tmp_path):
     text = f"[light, {{_target_: {BLUR}, sigma: [1, 2]}}]"
     cfg = with_augmentation(load_config(repo / cityscapes, [f"data.augmentation={text}"]))
     assert _names(cfg)[-1] == "RandomBlur"
-    for value in ("storng", "3"):
-        with pytest.raises(UserError, match=rf"data.augmentation=\S*{value}\S*: takes .*strong"):
+    for value, hint in (("storng", "; did you mean 'strong'?"), ("3", "")):
+        words = rf"data.augmentation=\S*{value}\S*: takes .*strong.*null{re.escape(hint)}$"
+        with pytest.raises(UserError, match=words):
             load_config(repo / MASK, [f"data.augmentation={value}"])
 
 
@@ -266,6 +278,7 @@ def test_another_preset_is_a_change_on_resume_and_between_machines(loaded):
         assert fields(light)["data.augmentation"] == "light"
         assert fields(light) != fields(strong)
         assert "data.augmentation" not in fields(none)
+        assert fields(loaded(MASK, []))["data.augmentation"] == "[]"
     assert (
         training_fields(loaded(MASK, [{"_target_": BLUR}]))["data.augmentation.0._target_"] == BLUR
     )

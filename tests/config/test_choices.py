@@ -1,6 +1,10 @@
 """Values set by hand are recognized, and chosen values are applied to a config."""
 
+from pathlib import Path
+
+import detectron2
 import pytest
+from omegaconf import OmegaConf
 
 import d2ext
 from d2ext.config import by_hand as keys
@@ -40,6 +44,7 @@ def test_other_recipes_are_not_fitted_even_with_data_of_the_user():
         ("dataloader.tta={min_sizes: [300]}", {keys.TTA_SIZES, keys.TTA_MAX_SIZE}),
         ("model.proposal_generator.anchor_generator.sizes[0]=[9, 12]", {keys.ANCHORS}),
         (f"{MAPPER}.augmentations[1]={{horizontal: false}}", {keys.CROP}),
+        (f"{MAPPER}.augmentations[1].horizontal=false", set()),  # the recipe's flip
         (f"+{MAPPER}.recompute_boxes=True", {keys.RECOMPUTE_BOXES}),
         ("train.checkpointer={period: 10}", {keys.CHECKPOINTS}),
         ("train.seed=3", set()),
@@ -115,6 +120,29 @@ def test_chosen_values_are_applied_once():
     assert made.dataloader.train.total_batch_size == 2  # an interpolation
     assert (made.data.auto, made.data.recipe, made.data.by_hand) == (False, None, [])
     assert cfg.data.auto and len(cfg.dataloader.train.mapper.augmentations) == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "COCO-Detection/retinanet_R_50_FPN_1x.py",
+        "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    ],
+)
+def test_choices_follow_interpolations_of_imported_configs(name):
+    """There, `dataloader.val` refers to `dataloader.test`."""
+    folder = Path(detectron2.__file__).parent / "model_zoo/configs"
+    own = [f"data.{s}.{key}={s}.json" for s in ("train", "val") for key in ("json", "images")]
+    cfg = load_config(folder / name, [*own, "data.auto=True"])
+    before = OmegaConf.to_container(cfg.dataloader.val.dataset)
+    made = with_choices(
+        cfg, [Choice(keys.VAL_SHORT_SIDE, 64, ""), Choice(keys.VAL_MAX_SIZE, 99, "")]
+    )
+    for loader in (made.dataloader.val, made.dataloader.test):
+        resize = loader.mapper.augmentations[0]
+        assert (resize.short_edge_length, resize.max_size) == (64, 99)
+        assert OmegaConf.to_container(loader.dataset) == before != {}
+    assert cfg.dataloader.val.mapper.augmentations[0].short_edge_length != 64
 
 
 def test_a_budget_without_data_auto_records_overrides():

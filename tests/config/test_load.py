@@ -79,7 +79,7 @@ def test_a_broken_config_names_file_and_line(tmp_path, content, words):
 
 
 def test_a_missing_config_suggests_the_closest_name(repo):
-    with pytest.raises(UserError, match="did you mean .*mask_rcnn_lite0_fpn_balloon.py"):
+    with pytest.raises(UserError, match="did you mean .*mask_rcnn_lite[01]_fpn_balloon.py"):
         load_config(repo / RECIPE.replace("lite0", "lite"))
     with pytest.raises(UserError, match="nor does the folder"):
         load_config("no/such/folder/c.py")

@@ -17,7 +17,7 @@ from tests.export.models import spread_outputs
 CHANGES = {
     "short_edge_length: 96": "short_edge_length: 640",
     "post_nms_topk: [300, 200]": "post_nms_topk: [300, 1000]",
-    "test_score_thresh: 0.05": "test_score_thresh: 0.05\n      test_topk_per_image: 300",
+    "test_score_thresh: 0.05": "test_score_thresh: 0.02\n      test_topk_per_image: 300",
 }
 STOCK = ("train.fast_layers=false", "train.channels_last=false")
 

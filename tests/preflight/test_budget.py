@@ -2,11 +2,12 @@
 
 import pytest
 
+import d2ext
 from d2ext.config import by_hand as keys
 from d2ext.config.options import TrainOptions
 from d2ext.config.schedule import Period, resolve_schedule
 from d2ext.errors import UserError
-from d2ext.preflight.budget import Speed, choose_length, longest, seconds_of
+from d2ext.preflight.budget import Speed, check_budget, choose_length, longest, seconds_of
 from d2ext.text import as_seconds
 
 
@@ -19,6 +20,9 @@ from d2ext.text import as_seconds
         ("1h30m", 5400),
         ("1 h 30 min", 5400),
         ("2 hours", 7200),
+        ("2 hrs", 7200),
+        ("10 mins", 600),
+        ("10  min", 600),
         ("1d12h", 129600),
         ("3h50m", 13800),
         *((text, 0) for text in ("", "10", "0 s", "-5 min", "soon", "5 min 1 h", "1.5 h", "10 ms")),
@@ -31,6 +35,12 @@ def test_durations(text, seconds):
 def test_a_budget_that_is_not_a_duration_is_an_error():
     with pytest.raises(UserError, match=r"train.budget='soon': give hours, .* '10 min' or '1h30m'"):
         seconds_of("soon")
+
+
+def test_a_number_is_not_a_budget():
+    cfg = d2ext.get_config("custom/mask_rcnn_lite0_fpn.py", ["train.budget=10"])
+    with pytest.raises(UserError, match="train.budget=10: give hours, minutes or seconds, as in"):
+        check_budget(cfg)
 
 
 def _schedule(eval_period, iterations, images=60, batch=4, evaluates=True):
@@ -71,26 +81,44 @@ def test_chosen_periods_take_a_quarter_of_the_budget(cost, most):
 def test_the_choice_has_the_units_of_the_config():
     speed = Speed(1, 1.0, 5.0)
     epochs = resolve_schedule(TrainOptions(max_epochs=24), 4, 60)
-    choices = choose_length("10 min", 600, speed, epochs, by_hand=[])
+    choices = choose_length("10 min", 600, speed, epochs, periods=True)
     assert [choice.key for choice in choices] == [keys.EPOCHS, keys.EVALUATIONS, keys.CHECKPOINTS]
     length = resolve_schedule(TrainOptions(max_epochs=choices[0].value), 4, 60).max_iter
     assert length == longest(600, speed, 15, None).iterations
     assert f"{length} steps" in choices[0].reason and "in 10 min: 1 s per step" in choices[0].reason
     # In iterations, which `train.auto_scale_lr` divides by 2 later.
     iterations = _schedule("1 epoch", 100)
-    choice, *others = choose_length("10 min", 600, speed, iterations, by_hand=None, scale=2.0)
+    choice, *others = choose_length("10 min", 600, speed, iterations, scale=2.0)
     fixed = longest(600, speed, 15, Period(epochs=1)).iterations
     assert (choice.key, choice.value, others) == (keys.ITERATIONS, 2 * fixed, [])
-    kept = choose_length("10 min", 600, speed, epochs, by_hand=[keys.EVALUATIONS])
+    kept = choose_length("10 min", 600, speed, epochs, [keys.EVALUATIONS], periods=True)
     assert [choice.key for choice in kept] == [keys.EPOCHS]
+
+
+def test_a_short_run_has_a_shorter_warmup():
+    speed, schedule = Speed(1, 1.0, 0.0), _schedule("1 epoch", 9000)
+
+    def chosen(warmup, by_hand=()):
+        found = choose_length("10 min", 600, speed, schedule, by_hand, warmup=warmup)
+        return {choice.key: choice.value for choice in found}
+
+    assert chosen(1000) == {keys.ITERATIONS: 581, keys.WARMUP: 58}
+    assert chosen(58).keys() == chosen(None).keys() == {keys.ITERATIONS}
+    assert chosen(1000, [keys.WARMUP]).keys() == {keys.ITERATIONS}
+
+
+def test_a_config_without_periodic_evaluations_stays_so():
+    speed, schedule = Speed(1, 1.0, 5.0), _schedule(0, 100)
+    [choice] = choose_length("10 min", 600, speed, schedule, periods=True)
+    assert choice.key == keys.ITERATIONS and choice.reason.endswith("1 evaluation")
 
 
 def test_small_budgets():
     schedule = resolve_schedule(TrainOptions(max_epochs=24), 4, 60_000)
-    choice, *_ = choose_length("1 min", 60, Speed(5, 2.0, 10.0), schedule, by_hand=[])
+    choice, *_ = choose_length("1 min", 60, Speed(5, 2.0, 10.0), schedule, periods=True)
     assert 0 < choice.value < 1 and choice.reason.endswith("; not every image is trained on")
     with pytest.raises(UserError) as caught:
-        choose_length("20 s", 14, Speed(5, 2.0, 10.0), schedule, by_hand=[])
+        choose_length("20 s", 14, Speed(5, 2.0, 10.0), schedule, periods=True)
     assert str(caught.value) == (
         "train.budget='20 s' is too short: the start takes 11 s, and a run 2 s per step and 10 s"
         " per evaluation; give at least 24 s"

@@ -25,6 +25,7 @@ from d2ext.environment import environment_defaults
 from d2ext.errors import UserError
 from d2ext.files import cache_dir
 from d2ext.modeling.backbones.timm_backbone import TimmBackbone
+from d2ext.run_dir.names import saved_config_hint
 from d2ext.text import plural, shortened
 from d2ext.waiting import waiting_for
 
@@ -129,6 +130,7 @@ def load_weights(
             " shape there"
             + (f" ({origin})" if origin else "")
             + "; use weights of exactly this model, with the same number of classes"
+            + saved_config_hint("evaluate", Path(file))
         )
     _check_values(file, fit)
     model.load_state_dict({name: theirs[name] for name in fit.sources} | rows, strict=False)

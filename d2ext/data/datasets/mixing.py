@@ -14,6 +14,7 @@ from d2ext.data.records.columns import Columns
 from d2ext.data.records.records import applied, columns_of, join, select
 from d2ext.data.tiles.records import TileCounts, Tiles
 from d2ext.errors import UserError
+from d2ext.text import plural
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class TrainingSet:
 
     def __str__(self) -> str:
         """Describe the images of an epoch, and how they differ from those of the files."""
-        text = f"{len(self)} {'tiles' if self.tile_counts else 'images'}"
+        text = plural(len(self), "tile" if self.tile_counts else "image")
         if self.left_out:
             text += f" ({self.left_out} without objects dropped, filter_empty)"
         if self.few_keypoints:

@@ -1,6 +1,7 @@
 """Fit a config to its training data, or take the values that its run has kept."""
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,20 @@ from omegaconf import OmegaConf
 from d2ext.config import by_hand as keys
 from d2ext.config.augmentation import sets_size
 from d2ext.config.check import target_name
-from d2ext.config.choices import Choice, recipe_of, set_by_hand
+from d2ext.config.choices import Choice, is_auto, recipe_of, set_by_hand, with_choices
 from d2ext.config.lr_scaling import is_adaptive
 from d2ext.config.options import TrainOptions
+from d2ext.config.tiles import tile_options
 from d2ext.data.fitting.fingerprint import Fingerprint, fingerprint
-from d2ext.data.fitting.rules import Hardware, RecipeValues, fit
+from d2ext.data.fitting.rules import BACKBONE, Hardware, RecipeValues, fit
 from d2ext.data.records.columns import Columns
+from d2ext.data.tiles.records import Tiles
 from d2ext.errors import UserError, config_errors
 
 AUTO = "auto.json"  # name in the run directory
 _RESIZE = "detectron2.data.transforms.augmentation_impl.ResizeShortestEdge"
+_BOX_HEAD = "detectron2.modeling.roi_heads.box_head.FastRCNNConvFCHead"
+_PARAMETERS = "detectron2.solver.build.get_default_optimizer_params"
 _MAPPER = "d2ext.data.loading.mapper.Mapper"
 
 
@@ -40,6 +45,10 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: Fingerprint | None = None
     budget: str | None = None
 
+    def settled(self) -> "Fitted":
+        """Return these choices for the run's config.yaml, which contains them: no value changes."""
+        return msgspec.structs.replace(self, by_hand=list(keys.KEYS))
+
     @property
     def applied(self) -> list[Choice]:
         """Return the choices for fields that the user has not set."""
@@ -51,6 +60,8 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 
     def lines(self) -> list[str]:
         """Return the choices as lines for the plan; each reason once."""
+        if len(self.by_hand) == len(keys.KEYS):
+            return ["the values of the run's config.yaml stay"]
         lines = list(dict.fromkeys(choice.reason for choice in self.applied))
         if self.by_hand:
             lines.append(f"set by hand and kept: {', '.join(map(keys.written, self.by_hand))}")
@@ -77,7 +88,12 @@ def kept_choices(folder: Path) -> Fitted | None:
         ) from e
 
 
-def fitted(cfg: Any, hardware: Hardware, kept: Fitted | None = None) -> Fitted | None:
+def fitted(
+    cfg: Any,
+    hardware: Hardware,
+    kept: Fitted | None = None,
+    detector: Mapping[str, Any] | None = None,
+) -> Fitted | None:
     """Choose values that fit the training data, if `data.auto` is set.
 
     The length of a run with a budget is not chosen.
@@ -86,6 +102,8 @@ def fitted(cfg: Any, hardware: Hardware, kept: Fitted | None = None) -> Fitted |
         cfg: Config with registered datasets.
         hardware: What the run trains on.
         kept: Choices of the run that is resumed or evaluated, which are used instead.
+        detector: Anchors and box head of the detector that training starts from, by key, if they
+            are known.
 
     Returns:
         The choices; None without `data.auto` and without `train.budget`.
@@ -93,7 +111,7 @@ def fitted(cfg: Any, hardware: Hardware, kept: Fitted | None = None) -> Fitted |
     Raises:
         UserError: `data.recipe` does not exist.
     """
-    auto, budget = (cfg.get("data") or {}).get("auto"), cfg.train.get("budget")
+    auto, budget = is_auto(cfg), cfg.train.get("budget")
     if not auto and not budget:
         return None
     recipe = recipe_of(cfg)
@@ -106,7 +124,12 @@ def fitted(cfg: Any, hardware: Hardware, kept: Fitted | None = None) -> Fitted |
     if not found:
         why = "dataloader.train has no dataset whose objects are known"
         return Fitted(choices=[], by_hand=_ordered(by_hand), skipped=[why])
-    choices, skipped = fit(found, recipe_values(cfg, recipe), hardware, by_hand)
+    values = recipe_values(cfg, recipe)
+    choices, _ = fit(found, values, hardware, by_hand)
+    # Oversampling does not depend on the number of images in an epoch, which it changes.
+    sampled = with_choices(cfg, [choice for choice in choices if choice.key == keys.OVERSAMPLING])
+    values = dataclasses.replace(values, images=_epoch(sampled), detector=detector or {})
+    choices, skipped = fit(found, values, hardware, by_hand)
     return Fitted(choices=choices, by_hand=_ordered(by_hand), skipped=skipped, fingerprint=found)
 
 
@@ -129,7 +152,7 @@ def columns_fingerprint(columns: Columns, num_classes: int) -> Fingerprint | Non
 
 
 def _training_fingerprint(cfg: Any) -> Fingerprint | None:
-    """Return the fingerprint of the training sets; None if they cannot be read."""
+    """Return the fingerprint of the training sets, or of their tiles; None if it is unknown."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from d2ext.data.records.records import columns_of, join
@@ -140,11 +163,25 @@ def _training_fingerprint(cfg: Any) -> Fingerprint | None:
         return None
     try:
         with config_errors("datasets"):
-            records = [DatasetCatalog.get(name) for name in names]
+            records = join([DatasetCatalog.get(name) for name in names])
+            if tiles := tile_options(cfg):
+                records = Tiles(records, tiles)
     except UserError:  # `check_datasets` reads them again and names the one that fails
         return None
     classes = MetadataCatalog.get(names[0]).get("thing_classes", [])
-    return columns_fingerprint(columns_of(join(records), boxes=True), len(classes))
+    return columns_fingerprint(columns_of(records, boxes=True), len(classes))
+
+
+def _epoch(cfg: Any) -> int | None:
+    """Return the number of images in an epoch; None if it is unknown."""
+    from detectron2.config import instantiate
+
+    try:
+        with config_errors("dataloader.train.dataset"):
+            images = instantiate(cfg.dataloader.train.get("dataset"))
+    except UserError:  # preflight builds it again and reports the error
+        return None
+    return len(images) if hasattr(images, "__len__") else None
 
 
 def recipe_values(cfg: Any, recipe: Any = None) -> RecipeValues:
@@ -159,6 +196,7 @@ def recipe_values(cfg: Any, recipe: Any = None) -> RecipeValues:
     augmentations = mapper.get("augmentations") or []
     sides, most = _resize(augmentations)
     val_sides, val_most = _resize(OmegaConf.select(cfg, "dataloader.val.mapper.augmentations"))
+    given = (cfg.get("data") or {}).get("augmentation")  # may crop as well
     tta = cfg.dataloader.get("tta") or {}
     ours = target_name(mapper.get("_target_", "")) == _MAPPER
     tuned = recipe.train.get("reference_batch_size") if recipe else train.reference_batch_size
@@ -167,7 +205,7 @@ def recipe_values(cfg: Any, recipe: Any = None) -> RecipeValues:
     return RecipeValues(
         short_sides=sides,
         max_size=most,
-        crops=any(sets_size(a) for a in augmentations[1:]),
+        crops=any(sets_size(a) for a in augmentations[1:]) or sets_size(given),
         val_short_side=max(val_sides) if val_sides else None,
         val_max_size=val_most,
         tta_sizes=list(tta.get("min_sizes") or []) or None,
@@ -177,9 +215,14 @@ def recipe_values(cfg: Any, recipe: Any = None) -> RecipeValues:
         detector_weights=bool(source)
         and not source.startswith("package://")
         and "ImageNet" not in source,
+        backbone_weights=source.startswith("package://"),
+        box_channels=_box_channels(cfg),
+        sets_rates=_sets_rates(cfg),
         object_crop=ours,
         masks=bool(ours and mapper.get("use_instance_mask") and not mapper.get("recompute_boxes")),
         batch=loader.get("total_batch_size"),
+        follows=OmegaConf.is_interpolation(loader, "total_batch_size"),
+        workers=train.reference_world_size,
         rate=rate if isinstance(rate, int | float) else None,
         tuned_batch=tuned,
         linear=not is_adaptive(cfg.optimizer),
@@ -187,6 +230,7 @@ def recipe_values(cfg: Any, recipe: Any = None) -> RecipeValues:
         epochs=None if train.budget else train.max_epochs,
         iterations=train.max_iter,
         warmup=train.warmup_iters,
+        evaluates=train.eval_period != 0,
         oversampling=dataset.get("oversample_threshold"),
         classes_oversampled="oversample_threshold" in dataset,
     )
@@ -200,6 +244,26 @@ def _resize(augmentations: Sequence[Any] | None) -> tuple[list[int] | None, int 
     sides = first.get("short_edge_length")
     listed = [sides] if isinstance(sides, int) else list(sides or ())
     return listed or None, first.get("max_size")
+
+
+def _box_channels(cfg: Any) -> int | None:
+    """Return the channels of a box head that could have convolutions, but has none."""
+    head = OmegaConf.select(cfg, keys.BOX_CONVOLUTIONS.rpartition(".")[0])
+    if not hasattr(head, "get") or target_name(head.get("_target_", "")) != _BOX_HEAD:
+        return None
+    shape = head.get("input_shape") or {}
+    return shape.get("channels") if head.get("conv_dims") == [] else None
+
+
+def _sets_rates(cfg: Any) -> bool:
+    """Return whether backbone and other layers have one learning rate, by Detectron2's groups."""
+    params = cfg.optimizer.get("params") or {}
+    by_detectron2 = target_name(params.get("_target_", "")) == _PARAMETERS
+    return (
+        by_detectron2
+        and params.get("lr_factor_func") is None
+        and OmegaConf.select(cfg, f"model.{BACKBONE}") is not None
+    )
 
 
 def _anchors(cfg: Any) -> list[list[float]] | None:

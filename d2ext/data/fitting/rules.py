@@ -6,7 +6,7 @@ returns the values to change, with a reason for the plan.
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ _PIXELS = 32  # size that small objects should get: COCO's bound of "small"
 _MULTIPLE = 32  # of short sides, in pixels
 _LARGEST = 1600  # short side
 _LONGEST = 2500  # long side of the median image
+_OWN_SIZES = {keys.SHORT_SIDES, keys.MAX_SIZE}
 _CROP_FROM = 1.3  # times the recipe's largest short side, from which training uses crops
 _CLOSE = 1.15  # ratio of the smallest and largest anchors up to which the recipe's stay
 _ANCHOR_PERCENTS = (2, 98)  # objects between which anchors are spread
@@ -31,6 +32,8 @@ _FEW_IMAGES, _FEW_CORES, _SMALL_BATCH = 500, 8, 2
 _ENOUGH_STEPS, _FEWEST_STEPS = 1000, 500
 _MOST_TIMES = 1.75  # as many pixels as the recipe trains on
 _PERIODS = 3  # evaluations of a run whose length is chosen
+_BOX_CONVOLUTIONS = 2
+_NEW_LAYERS, BACKBONE = 3, "backbone.bottom_up"  # times the rate of the backbone
 _MOST_WARMUP = 0.1  # share of the run
 _RARE, _RARE_IMAGES = 10, 30
 
@@ -42,11 +45,13 @@ class Hardware(msgspec.Struct, frozen=True):
         device: `cpu` or `cuda`.
         cores: Number of CPU cores for a process.
         unit: A batch must be a multiple of this number: workers x micro-batches.
+        workers: Number of processes on all machines.
     """
 
     device: str
     cores: int = 1
     unit: int = 1
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,15 +67,27 @@ class RecipeValues:
         anchors: Sizes of the anchors of each level, in pixels of the training image.
         strides: Strides of the levels.
         detector_weights: Whether training starts from a trained detector, whose anchors must stay.
+        detector: Anchors and convolutions of the box head of that detector, by key, if they are
+            known.
+        backbone_weights: Whether training starts from a trained backbone, with all other layers
+            random.
+        box_channels: Channels of a box head without convolutions; None for other heads.
+        sets_rates: Whether the optimizer has the same rate for all parts of the model, which
+            factors could change.
         object_crop: Whether the mapper passes boxes to `ObjectCrop`.
         masks: Whether boxes can be computed again from masks.
-        batch: Images per optimizer step.
+        images: Images of an epoch, of which some may be dropped or repeated; None: those with
+            objects.
+        batch: Images per optimizer step, before `train.auto_scale_lr`.
+        follows: Whether the loader's batch follows `train.reference_batch_size`.
+        workers: Number of workers that the rate was tuned for.
         rate: Learning rate.
         tuned_batch: Batch that the rate was tuned for.
         linear: Whether the rate scales linearly with the batch, or with its square root.
-        scaled: Whether `train.auto_scale_lr` scales the rate.
+        scaled: Whether `train.auto_scale_lr` scales batch and rate with the number of workers.
         epochs, iterations: Length of the run; one of them.
         warmup: Iterations of warm-up.
+        evaluates: Whether the recipe evaluates periodically.
         oversampling: Threshold of class-balanced sampling.
         classes_oversampled: Whether the dataset has such a threshold.
     """
@@ -85,9 +102,16 @@ class RecipeValues:
     anchors: list[list[float]] | None = None
     strides: list[int] | None = None
     detector_weights: bool = False
+    detector: Mapping[str, Any] = field(default_factory=dict)
+    backbone_weights: bool = False
+    box_channels: int | None = None
+    sets_rates: bool = False
     object_crop: bool = False
     masks: bool = False
+    images: int | None = None
     batch: int | None = None
+    follows: bool = True
+    workers: int | None = None
     rate: float | None = None
     tuned_batch: int | None = None
     linear: bool = False
@@ -95,6 +119,7 @@ class RecipeValues:
     epochs: float | None = None
     iterations: int | None = None
     warmup: int | None = None
+    evaluates: bool = True
     oversampling: float | None = None
     classes_oversampled: bool = False
 
@@ -133,7 +158,7 @@ def fit(
         Values to change, and why rules do not apply to this config.
     """
     choices: list[Choice] = []
-    for rule in (image_sizes, anchors, batch, length, rare_classes):
+    for rule in (image_sizes, anchors, box_head, batch, rates, length, rare_classes):
         chosen = {choice.key: choice.value for choice in choices}
         found = rule(Situation(data, recipe, hardware, by_hand, chosen))
         choices += [choice for choice in found if choice.key not in by_hand]
@@ -144,9 +169,11 @@ def _not_applicable(recipe: RecipeValues) -> Iterator[str]:
     """Yield why rules do not apply to a config."""
     if not recipe.short_sides or not recipe.max_size:
         yield "image sizes: the first augmentation is not a ResizeShortestEdge"
+    elif recipe.crops:
+        yield "image sizes: other augmentations set them"
     if not recipe.anchors:
-        yield "anchors: the model has none"
-    elif recipe.detector_weights:
+        yield f"anchors: the model has no {keys.ANCHORS} for each level"
+    elif recipe.detector_weights and keys.ANCHORS not in recipe.detector:
         yield "anchors: the initial weights are those of a detector"
     if not recipe.batch:
         yield "batch and length: dataloader.train has no total_batch_size"
@@ -158,12 +185,12 @@ def image_sizes(s: Situation) -> Iterator[Choice]:
     nnU-Net chooses resolution and patch size from the fingerprint; SAHI
     (https://arxiv.org/abs/2202.06934) trains and infers on enlarged slices for small objects. The
     pixels are those up to which COCO calls objects small. Sizes for evaluation and test-time
-    augmentation scale with those for training. If the user sets the short sides for training, no
-    size changes.
+    augmentation scale with those for training. If the user sets a size for training, no size
+    changes; a size for evaluation stays.
     """
     recipe, data = s.recipe, s.data
     sides, most = recipe.short_sides, recipe.max_size
-    if not sides or not most or recipe.crops or keys.SHORT_SIDES in s.by_hand:
+    if not sides or not most or recipe.crops or not _OWN_SIZES.isdisjoint(s.by_hand):
         return
     own = max(sides)
     wanted = _PIXELS / data.size[_SMALL]
@@ -184,6 +211,8 @@ def image_sizes(s: Situation) -> Iterator[Choice]:
         f" {percent(data.size[_SMALL])} of it, get up to {data.size[_SMALL] * side:.0f}"
         f" pixels{limit}"
     )
+    if not {keys.VAL_SHORT_SIDE, keys.VAL_MAX_SIZE}.isdisjoint(s.by_hand):
+        why += "; evaluation keeps your size, so objects are smaller there than in training"
     yield Choice(keys.SHORT_SIDES, [_rounded(one * factor) for one in sides], why)
     yield Choice(keys.MAX_SIZE, long, why)
     if recipe.val_short_side:
@@ -208,13 +237,20 @@ def anchors(s: Situation) -> Iterator[Choice]:
     YOLO9000 (https://arxiv.org/abs/1612.08242) fits anchors to the data; a geometric sequence keeps
     the order of the levels, as in FPN (https://arxiv.org/abs/1612.03144). Anchors that are smaller
     than the distance of the cells of their level would miss objects between these. The numbers of
-    levels and of sizes stay, and so do the shapes of the weights.
+    levels and of sizes stay, and so do the shapes of the weights. A trained detector keeps its
+    own anchors.
     """
     recipe, data = s.recipe, s.data
+    theirs = recipe.detector.get(keys.ANCHORS)
+    fits = theirs and recipe.anchors and list(map(len, theirs)) == list(map(len, recipe.anchors))
+    if theirs and fits and theirs != recipe.anchors:
+        why = f"anchors {theirs[0][0]} to {theirs[-1][-1]} pixels: those of the initial weights"
+        yield Choice(keys.ANCHORS, theirs, why)
     sides = s.chosen.get(keys.SHORT_SIDES, recipe.short_sides)
     if not recipe.anchors or recipe.detector_weights or not sides:
         return
-    side = float(np.mean(sides))
+    most = s.chosen.get(keys.MAX_SIZE, recipe.max_size) or math.inf
+    side = min(float(np.mean(sides)), most / data.aspect[50])
     low, high = (data.size[share] * side for share in _ANCHOR_PERCENTS)
     count = sum(map(len, recipe.anchors))
     # Objects of one size still vary in shape, so that neighbors must not coincide.
@@ -237,6 +273,22 @@ def anchors(s: Situation) -> Iterator[Choice]:
     )
 
 
+def box_head(s: Situation) -> Iterator[Choice]:
+    """Add convolutions to a box head that starts from random weights.
+
+    Double-Head R-CNN (https://arxiv.org/abs/1904.06493) finds that convolutions localize better
+    than fully connected layers. They also need fewer images to learn to. A trained detector keeps
+    its own.
+    """
+    theirs = s.recipe.detector.get(keys.BOX_CONVOLUTIONS)
+    if theirs and s.recipe.box_channels:
+        why = f"box head with {len(theirs)} convolutions: that of the initial weights"
+        yield Choice(keys.BOX_CONVOLUTIONS, theirs, why)
+    if channels := s.recipe.box_channels if s.recipe.backbone_weights else None:
+        why = f"box head with {_BOX_CONVOLUTIONS} convolutions, which learn from fewer images"
+        yield Choice(keys.BOX_CONVOLUTIONS, [channels] * _BOX_CONVOLUTIONS, why)
+
+
 def batch(s: Situation) -> Iterator[Choice]:
     """Use small batches for few images on few cores, and let the learning rate follow the batch.
 
@@ -244,18 +296,22 @@ def batch(s: Situation) -> Iterator[Choice]:
     same duration takes twice as many steps; nnU-Net, too, uses batches of 2. The rate scales
     linearly with the batch for SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677), and with
     its square root for the Adam family (Malladi et al. 2022, https://arxiv.org/abs/2205.10287). A
-    rate that the user has not set also follows the user's batch.
+    rate that the user has not set also follows the user's batch. `train.auto_scale_lr` chooses the
+    batch by the number of workers, and so prevents small batches.
     """
     recipe, size, rate = s.recipe, s.recipe.batch, s.recipe.rate
     if not size:
         return
     few = s.data.images < _FEW_IMAGES
     slow = s.hardware.device == "cpu" and s.hardware.cores <= _FEW_CORES
-    own = not {keys.BATCH, keys.TOTAL_BATCH}.isdisjoint(s.by_hand)
-    if few and slow and not own and size > _SMALL_BATCH and _SMALL_BATCH % s.hardware.unit == 0:
+    free = recipe.follows and not recipe.scaled
+    free &= {keys.BATCH, keys.WORKERS, keys.TOTAL_BATCH}.isdisjoint(s.by_hand)
+    if few and slow and free and size > _SMALL_BATCH and _SMALL_BATCH % s.hardware.unit == 0:
         size = _SMALL_BATCH
         why = f"{size} images per step (was {recipe.batch}): more steps with few images"
         yield Choice(keys.BATCH, size, why)
+        if recipe.workers and size % recipe.workers:  # each needs an image
+            yield Choice(keys.WORKERS, 1, why)
     tuned = recipe.tuned_batch
     # `train.auto_scale_lr` scales the rate of another `total_batch_size` itself.
     scaled = recipe.scaled and keys.TOTAL_BATCH in s.by_hand
@@ -268,6 +324,25 @@ def batch(s: Situation) -> Iterator[Choice]:
     yield Choice(keys.RATE, new, why)
 
 
+def rates(s: Situation) -> Iterator[Choice]:
+    """Train layers that start from random weights faster than a trained backbone.
+
+    Large steps destroy what a backbone has learned on many images, and small ones leave the other
+    layers undertrained: discriminative fine-tuning (Howard and Ruder 2018,
+    https://arxiv.org/abs/1801.06146). The backbone keeps the rate for the batch.
+    """
+    rate = s.chosen.get(keys.RATE, s.recipe.rate)
+    given = not {keys.RATE, keys.RATE_FACTORS}.isdisjoint(s.by_hand)
+    if not rate or given or not (s.recipe.backbone_weights and s.recipe.sets_rates):
+        return
+    new = float(f"{rate * _NEW_LAYERS:.3g}")
+    why = f"learning rate {new:g}, and {rate:g} for the backbone, which is trained already"
+    yield Choice(keys.RATE, new, why)
+    factors = {BACKBONE: round(1 / _NEW_LAYERS, 4)}
+    target = "d2ext.config.lr_factors.LrFactors"
+    yield Choice(keys.RATE_FACTORS, {"_target_": target, "factors": factors}, why)
+
+
 def length(s: Situation) -> Iterator[Choice]:
     """Train small datasets for enough steps, and space evaluations evenly over the run.
 
@@ -275,26 +350,34 @@ def length(s: Situation) -> Iterator[Choice]:
     all steps are limited as well, because they determine the time of a run, except for very small
     datasets. If the user sets the length, the periods stay as well.
     """
-    recipe, size = s.recipe, s.chosen.get(keys.BATCH, s.recipe.batch)
+    recipe, size = s.recipe, _images_per_step(s)
     given = not {keys.EPOCHS, keys.ITERATIONS}.isdisjoint(s.by_hand)
     if not size or not recipe.epochs or given:
         return
-    enough, fewest = (
-        math.ceil(steps * size / s.data.images) for steps in (_ENOUGH_STEPS, _FEWEST_STEPS)
-    )
+    images = recipe.images or s.data.images
+    enough, fewest = (math.ceil(steps * size / images) for steps in (_ENOUGH_STEPS, _FEWEST_STEPS))
     most = int(_MOST_TIMES * recipe.epochs / _pixel_ratio(s))
     epochs = min(enough, max(most, fewest))
     if epochs <= recipe.epochs:
         return
-    steps = math.ceil(epochs * s.data.images / size)
+    steps = math.ceil(epochs * images / size)
     limit = f", at most {_MOST_TIMES:g} times the pixels" if epochs == most < enough else ""
     why = f"{epochs} epochs (was {recipe.epochs:g}): {steps} steps{limit}"
     yield Choice(keys.EPOCHS, epochs, why)
     period = max(round(epochs / _PERIODS), 1)
-    yield Choice(keys.EVALUATIONS, plural(period, "epoch"), why)
+    if recipe.evaluates:
+        yield Choice(keys.EVALUATIONS, plural(period, "epoch"), why)
     yield Choice(keys.CHECKPOINTS, plural(period, "epoch"), why)
     if recipe.warmup and recipe.warmup > _MOST_WARMUP * steps:
         yield Choice(keys.WARMUP, max(int(_MOST_WARMUP * steps), 1), why)
+
+
+def _images_per_step(s: Situation) -> float | None:
+    """Return the images per optimizer step, with those that `train.auto_scale_lr` adds."""
+    size = s.chosen.get(keys.BATCH, s.recipe.batch)
+    if size and s.recipe.scaled and s.recipe.follows and s.recipe.workers:
+        return size * s.hardware.workers / s.recipe.workers
+    return size
 
 
 def _pixel_ratio(s: Situation) -> float:

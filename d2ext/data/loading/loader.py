@@ -93,8 +93,8 @@ def build_train_loader(
             it, so that all ranks have the same number.
         aspect_ratio_grouping: Whether the images of a worker share an orientation, which saves
             padding.
-        copy_paste: How objects of other images are pasted into a sample; None for never. The other
-            images are drawn uniformly, whatever their repeat factors.
+        copy_paste: How objects of another image are pasted into a sample; None: nothing is pasted.
+            The other image is drawn uniformly, whatever its repeat factor.
 
     Raises:
         UserError: During iteration, if an image cannot be read.
@@ -255,10 +255,10 @@ class _SeededDataset(_MappedDataset):
         others = np.random.default_rng((self._seed, key[1], 2))
         for other in others.integers(len(self), size=_REPLACEMENTS):
             found = self.sample((int(other), key[1]))
-            if isinstance(found, Replaced):
-                found = found.sample
+            if isinstance(found, Replaced):  # the source of its pasted objects was replaced
+                return Replaced(found.sample, [sample.message, *found.messages])
             if not isinstance(found, Failure):
-                return Replaced(found, sample.message)
+                return Replaced(found, [sample.message])
         return Failure(f"{sample.message} (and {_REPLACEMENTS} replacements failed as well)")
 
     def sample(self, key: tuple[int, int]) -> dict | Failure | Replaced:
@@ -266,19 +266,26 @@ class _SeededDataset(_MappedDataset):
             sample = self._mapper(self.record(key))
             if self._copy_paste is None or isinstance(sample, Failure):
                 return sample
-            return self._pasted(sample, self._copy_paste)
+            return self._pasted(sample, key[0], self._copy_paste)
 
-    def _pasted(self, sample: dict, copy_paste: CopyPaste) -> dict | Failure | Replaced:
-        """Return a sample, with objects of another one if the draw says so."""
+    def _pasted(self, sample: dict, index: int, copy_paste: CopyPaste) -> dict | Failure | Replaced:
+        """Return a sample, with objects of another one if the draw says so.
+
+        Args:
+            sample: The sample.
+            index: Its index, which is not drawn unless there is no other.
+            copy_paste: How objects are pasted.
+        """
         if np.random.random() >= copy_paste.prob:
             return sample
         failures: list[Failure] = []
         tries = _REPLACEMENTS if self._replaces else 1
-        for other in np.random.randint(len(self), size=tries).tolist():
+        for draw in np.random.randint(max(len(self) - 1, 1), size=tries).tolist():
+            other = draw + (draw >= index and len(self) > 1)
             source = self._mapper(super().record(other))
             if not isinstance(source, Failure):
                 made = copy_paste(sample, source)
-                return Replaced(made, failures[0].message) if failures else made
+                return Replaced(made, [failures[0].message]) if failures else made
             failures.append(source)
         return failures[0]
 
@@ -372,9 +379,10 @@ class Loader:
             raise UserError(sample.message)
         if not isinstance(sample, Replaced):
             return sample
-        self.replaced[sample.message] += 1
-        if self.replaced[sample.message] == 1:
-            logger.warning("%s; it is replaced by another image every time", sample.message)
+        for message in sample.messages:
+            self.replaced[message] += 1
+            if self.replaced[message] == 1:
+                logger.warning("%s; it is replaced by another image every time", message)
         return sample.sample
 
     @property
@@ -410,8 +418,10 @@ class Loader:
                     sample = dataset[key]
                 except Exception as e:  # any error in a mapper, which would stop a training
                     sample = UserError(f"{dataset.record(key)['file_name']}: {format_exception(e)}")
-            if isinstance(sample, Failure | Replaced):
+            if isinstance(sample, Failure):
                 sample = UserError(sample.message)
+            elif isinstance(sample, Replaced):
+                sample = UserError("; ".join(sample.messages))
             yield dataset.record(key), sample
 
 

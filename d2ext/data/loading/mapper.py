@@ -201,7 +201,8 @@ class Mapper(DatasetMapper):
         padding_masks = TransformList([_padding_with_zeros(t) for t in transforms.transforms])
         annotations = [
             transform_instance_annotations(
-                {key: copy.deepcopy(a[key]) for key in a if not unread.get(key)},
+                {key: copy.deepcopy(a[key]) for key in a if not unread.get(key)}
+                | {"bbox": [float(side) for side in a["bbox"]]},  # integers would be truncated
                 padding_masks,
                 image_shape,
                 keypoint_hflip_indices=self.keypoint_hflip_indices,
@@ -422,4 +423,6 @@ def _planes(image: np.ndarray) -> torch.Tensor:
         planes = np.empty((3, *image.shape[:2]), np.uint8)
         for i in range(3):
             cv2.extractChannel(image, i, planes[i])
+    if min(planes.strides) < 0:  # even of a single row, where numpy calls the array contiguous
+        planes = planes.copy()
     return torch.from_numpy(np.ascontiguousarray(planes))

@@ -22,11 +22,11 @@ class Failure:
 
 
 class Replaced:
-    """A sample of a replacement image, with the error message of the image that it replaces."""
+    """A sample of a replacement image, with the error messages of the images that it replaces."""
 
-    def __init__(self, sample: dict, message: str):
+    def __init__(self, sample: dict, messages: list[str]):
         self.sample = sample
-        self.message = message
+        self.messages = messages
 
 
 class ReportFailures:

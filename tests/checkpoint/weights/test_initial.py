@@ -4,6 +4,7 @@ import argparse
 import logging
 import pickle
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -356,6 +357,11 @@ def test_heads_for_other_classes_are_reported(tmp_path, said):
     assert "Randomly initialized: head (2 tensors)" in said()
     assert "head.bias is [5], here [2]" in said()
     with pytest.raises(UserError, match=r"2 of the model's parameters \(head.weight, head.bias\)"):
+        load_weights(Detector(), str(tmp_path / "w.pth"), whole=True)
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "run.json").touch()  # a run of d2ext
+    words = f"`d2ext evaluate {shlex.quote(str(tmp_path))}` uses the config that its run has saved"
+    with pytest.raises(UserError, match=re.escape(words)):
         load_weights(Detector(), str(tmp_path / "w.pth"), whole=True)
 
 

@@ -7,10 +7,12 @@ import statistics
 import numpy as np
 import pytest
 
+from d2ext.config.tiles import TileOptions
 from d2ext.data.fitting.fingerprint import PERCENTS, fingerprint
 from d2ext.data.fitting.fit import columns_fingerprint
 from d2ext.data.records.cache import cached_coco_records
 from d2ext.data.records.records import columns_of, join, relabeled, select
+from d2ext.data.tiles.records import Tiles
 from d2ext.data.validation.coco.fingerprint import table_fingerprint
 from d2ext.data.validation.coco.table import coco_table
 
@@ -96,6 +98,13 @@ def test_selected_joined_and_relabeled_records_have_their_own_fingerprint():
     ]
     records = [{**r, "annotations": a} for r, a in zip(records, changed, strict=True)]
     assert _fields(columns_fingerprint(columns_of(other, boxes=True), CLASSES)) == _slow(records)
+
+
+def test_tiles_have_their_own_fingerprint():
+    tiles = Tiles(_records(4), TileOptions(200))
+    found = _fields(columns_fingerprint(columns_of(tiles, boxes=True), CLASSES))
+    assert found == _slow([tiles[i] for i in range(len(tiles))])
+    assert found["images"] > _slow(_records(4))["images"]
 
 
 def test_a_cached_file_and_the_checker_agree(tmp_path, monkeypatch):

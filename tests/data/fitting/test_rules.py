@@ -105,10 +105,24 @@ def test_sizes_have_limits():
 def test_the_users_sizes_stay():
     small = data(size=0.03, spread=1.0)
     assert sizes_of(chosen(small, by_hand=[keys.SHORT_SIDES])).keys() <= {keys.ANCHORS}
+    assert sizes_of(chosen(small, by_hand=[keys.MAX_SIZE])).keys() <= {keys.ANCHORS}
     found = chosen(small, by_hand=[keys.VAL_SHORT_SIDE, keys.TTA_SIZES])
     assert keys.VAL_SHORT_SIDE not in found and keys.TTA_SIZES not in found
     assert max(found[keys.SHORT_SIDES]) == 1056
+    choices, _ = fit(small, LITE0, CPU, [keys.VAL_SHORT_SIDE])
+    assert choices[0].reason.endswith(
+        "; evaluation keeps your size, so objects are smaller there than in training"
+    )
     assert not sizes_of(chosen(small, replace(LITE0, crops=True))).keys() - {keys.ANCHORS}
+    assert fit(small, replace(LITE0, crops=True), CPU)[1] == [
+        "image sizes: other augmentations set them"
+    ]
+
+
+def test_anchors_follow_a_bound_of_the_long_side():
+    wide = data(size=0.5, spread=2.5, aspect=2.0)
+    limited = chosen(wide, replace(LITE0, max_size=400), by_hand=[keys.MAX_SIZE])
+    assert limited[keys.ANCHORS][0][0] == pytest.approx(0.5 * 2.5 ** (-48 / 50) * 200, abs=1)
 
 
 def test_anchors_follow_the_sizes_in_training_images():
@@ -143,6 +157,11 @@ def test_close_anchors_and_those_of_trained_detectors_stay():
     choices, skipped = fit(far, recipe, CPU)
     assert keys.ANCHORS not in {choice.key for choice in choices}
     assert skipped == ["anchors: the initial weights are those of a detector"]
+    theirs = [[9, 14], [22, 34], [52, 80], [120, 184]]
+    known = replace(recipe, detector={keys.ANCHORS: theirs})
+    assert chosen(far, known)[keys.ANCHORS] == theirs and not fit(far, known, CPU)[1]
+    other = replace(known, detector={keys.ANCHORS: [[9], [22], [52], [120]]})  # of another model
+    assert keys.ANCHORS not in chosen(far, other)
 
 
 def test_few_images_get_small_batches_on_a_cpu():
@@ -154,6 +173,18 @@ def test_few_images_get_small_batches_on_a_cpu():
     assert keys.BATCH not in chosen(data(images=99), hardware=Hardware("cpu", cores=9))
     assert chosen(data(images=99), hardware=Hardware("cpu", unit=2))[keys.BATCH] == 2
     assert keys.BATCH not in chosen(data(images=99), hardware=Hardware("cpu", unit=4))
+
+
+def test_a_small_batch_divides_among_the_workers_that_the_rate_is_for():
+    few = data(images=499, size=0.2, spread=5)
+    recipe = replace(LITE0, batch=16, workers=8)
+    found = chosen(few, recipe)
+    assert (found[keys.BATCH], found[keys.WORKERS]) == (2, 1)
+    assert keys.WORKERS not in chosen(few, replace(LITE0, workers=2))
+    # `train.auto_scale_lr` chooses the batch itself, and some loaders have one of their own.
+    for other in (replace(recipe, scaled=True), replace(recipe, follows=False)):
+        assert not {keys.BATCH, keys.WORKERS} & chosen(few, other).keys()
+    assert keys.BATCH not in chosen(few, recipe, by_hand=[keys.WORKERS])
 
 
 def test_the_rate_follows_the_users_batch():
@@ -168,6 +199,33 @@ def test_the_rate_follows_the_users_batch():
     assert keys.RATE not in chosen(wide, scaled, by_hand=[keys.TOTAL_BATCH])
 
 
+@pytest.mark.parametrize("images", [1000, 61])  # with the recipe's batch of 4, and with 2
+def test_layers_that_start_from_random_weights_train_faster(images):
+    wide = data(images=images, size=0.2, spread=5)
+    backbone = replace(LITE0, backbone_weights=True, sets_rates=True)
+    found = chosen(wide, backbone)
+    own = chosen(wide).get(keys.RATE, LITE0.rate)
+    assert found[keys.RATE] == pytest.approx(3 * own, rel=0.01)
+    factors = found[keys.RATE_FACTORS]["factors"]
+    assert factors["backbone.bottom_up"] * found[keys.RATE] == pytest.approx(own, rel=0.01)
+    for other in (replace(backbone, sets_rates=False), replace(backbone, backbone_weights=False)):
+        assert keys.RATE_FACTORS not in chosen(wide, other)
+    for key in (keys.RATE, keys.RATE_FACTORS):
+        assert keys.RATE_FACTORS not in chosen(wide, backbone, by_hand=[key])
+
+
+def test_a_box_head_that_starts_from_random_weights_gets_convolutions():
+    wide = data(size=0.2, spread=5)
+    recipe = replace(LITE0, box_channels=96, backbone_weights=True)
+    assert chosen(wide, recipe) == {keys.BOX_CONVOLUTIONS: [96, 96]}
+    assert chosen(wide, recipe, by_hand=[keys.BOX_CONVOLUTIONS]) == {}
+    assert chosen(wide, replace(recipe, box_channels=None)) == {}
+    trained = replace(recipe, backbone_weights=False)  # a detector's, or random
+    assert chosen(wide, trained) == {}
+    trained = replace(trained, detector={keys.BOX_CONVOLUTIONS: [96]})
+    assert chosen(wide, trained) == {keys.BOX_CONVOLUTIONS: [96]}
+
+
 def test_small_sets_are_trained_for_enough_steps():
     found = chosen(data(images=61, size=0.2, spread=5))
     assert found[keys.EPOCHS] == math.ceil(1000 * 2 / 61) == 33
@@ -177,6 +235,20 @@ def test_small_sets_are_trained_for_enough_steps():
     assert chosen(data(images=4, size=0.2, spread=5))[keys.EPOCHS] == 250  # 500 steps
     assert keys.EPOCHS not in chosen(data(images=167, size=0.2, spread=5), hardware=GPU)
     assert chosen(data(images=166, size=0.2, spread=5), hardware=GPU)[keys.EPOCHS] == 25
+
+
+def test_the_length_counts_images_of_an_epoch_and_of_a_step():
+    few = data(images=61, size=0.2, spread=5)
+    assert chosen(few, replace(LITE0, images=80))[keys.EPOCHS] == 1000 * 2 / 80 == 25
+    assert keys.EPOCHS not in chosen(few, replace(LITE0, images=610))
+    scaled = replace(LITE0, scaled=True, workers=1)  # 8 images per step on 2 workers
+    found = chosen(few, scaled, Hardware("cpu", unit=2, workers=2))
+    assert found[keys.EPOCHS] == math.ceil(500 * 8 / 61) == 66
+
+
+def test_a_recipe_without_periodic_evaluations_gets_none():
+    found = chosen(data(images=61, size=0.2, spread=5), replace(LITE0, evaluates=False))
+    assert keys.EVALUATIONS not in found and keys.CHECKPOINTS in found
 
 
 def test_a_short_run_has_a_shorter_warmup():
@@ -212,7 +284,7 @@ def test_rules_that_do_not_apply_are_named():
     assert choices == []
     assert skipped == [
         "image sizes: the first augmentation is not a ResizeShortestEdge",
-        "anchors: the model has none",
+        "anchors: the model has no model.proposal_generator.anchor_generator.sizes for each level",
         "batch and length: dataloader.train has no total_batch_size",
     ]
 

@@ -6,6 +6,8 @@ import cv2
 import detectron2.data.transforms as T
 import numpy as np
 
+from d2ext.data.loading.augment.ranges import checked_range
+
 
 class AffineTransform(T.Transform):
     """Move every point by a matrix, and fill what lies outside of the image.
@@ -91,12 +93,12 @@ class RandomRotateShear(T.Augmentation):
             pad_value: Color of each channel outside of the image, such as the model's pixel_mean.
 
         Raises:
-            ValueError: A shear is not between -45 and 45 degrees.
+            ValueError: A range is reversed, or a shear is not between -45 and 45 degrees.
         """
         super().__init__()
-        if not -45 < min(shear) <= max(shear) < 45:
-            raise ValueError(f"shear={list(shear)}: give degrees between -45 and 45")
-        self.angle, self.shear = tuple(angle), tuple(shear)
+        self.angle = checked_range("angle", angle, "degrees")
+        what = "degrees between -45 and 45"
+        self.shear = checked_range("shear", shear, what, above=-45, below=45)
         self.expand = expand
         self.pad_value = tuple(pad_value)
 

@@ -7,6 +7,8 @@ import cv2
 import detectron2.data.transforms as T
 import numpy as np
 
+from d2ext.data.loading.augment.ranges import checked_range
+
 
 @dataclass(frozen=True)
 class Distortion:
@@ -73,6 +75,9 @@ class PhotoMetricDistortion(T.Augmentation):
         saturation_range: Smallest and largest factor of the saturation.
         hue_delta: Largest change of the hue, in degrees.
         image_format: RGB, BGR or L.
+
+    Raises:
+        ValueError: A range is reversed, or a factor is negative.
     """
 
     def __init__(
@@ -85,7 +90,9 @@ class PhotoMetricDistortion(T.Augmentation):
     ):
         super().__init__()
         self._brightness, self._hue = brightness_delta, hue_delta
-        self._contrast, self._saturation = tuple(contrast_range), tuple(saturation_range)
+        what = "factors from 0"
+        self._contrast = checked_range("contrast_range", contrast_range, what, least=0)
+        self._saturation = checked_range("saturation_range", saturation_range, what, least=0)
         self._is_rgb = image_format == "RGB"
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -135,13 +142,13 @@ class ColorJitter(T.Augmentation):
             image_format: RGB, BGR or L.
 
         Raises:
-            ValueError: A factor of the contrast is not positive.
+            ValueError: A range is reversed, a factor of the contrast is not positive, or one of the
+                saturation is negative.
         """
         super().__init__()
-        if min(contrast) <= 0:
-            raise ValueError(f"contrast={list(contrast)}: give positive factors")
         self.brightness, self.hue = brightness, hue
-        self.contrast, self.saturation = tuple(contrast), tuple(saturation)
+        self.contrast = checked_range("contrast", contrast, "positive factors", above=0)
+        self.saturation = checked_range("saturation", saturation, "factors from 0", least=0)
         self.image_format = image_format
 
     def get_transform(self, image: np.ndarray) -> T.Transform:

@@ -7,7 +7,6 @@ their pixels from that map.
 """
 
 import importlib
-import os
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,11 @@ _BY_MASKS = {
     *("ConstrainedCoarseDropout", "CropNonEmptyMaskIfExists", "MaskDropout", "Morphological"),
     *("Mosaic", "OverlayElements"),
 }
+# Transforms that prepare images for a model, as Detectron2's models do themselves.
+_BY_MODEL = {"Normalize", "ToFloat", "ToTensor3D", "ToTensorV2"}
 _GIVEN = {"image", "bboxes"}
 _LEAST_SIDE = 0.01  # pixels; rounding in float32 may leave this much of a box that is outside
-_MARK = -7  # of pixels from the image; nobody fills masks with it
+_MARK = -7  # of pixels from the image; not a plausible fill value
 
 
 class PipelineTransform(T.Transform):
@@ -36,11 +37,10 @@ class PipelineTransform(T.Transform):
     pipeline resizes, points may be off by half a pixel, because it counts from pixels' centers.
 
     Attributes:
-        moved_boxes: New boxes of the objects, shape (N, 4); those that are gone have no area.
-        needs_bitmaps: Tells `Mapper` to draw polygons before the pipeline, which may bend edges.
+        moved_boxes: New boxes of the objects, shape (N, 4); dropped boxes have no area.
+        needs_bitmaps: Whether `Mapper` draws polygons before the pipeline, because it moved pixels
+            and may have bent edges.
     """
-
-    needs_bitmaps = True
 
     def __init__(
         self,
@@ -71,15 +71,20 @@ class PipelineTransform(T.Transform):
         rows, columns = np.mgrid[: self.height, : self.width]
         places = np.stack([rows, columns, np.full_like(rows, _MARK)], axis=2).astype(np.float32)
         made = self._run(image, places=places)
-        self._made = self._in_our_order(made["image"])
+        self._made = self._reordered(made["image"])
         self.moved_boxes = _joined(made["bboxes"], made["box_ids"], len(self._boxes))
         self._places = np.rint(made["mask"]).astype(int)
+        self.needs_bitmaps = not np.array_equal(self._places, places)
 
     @property
     def mirrors(self) -> bool:
         """Return whether the pipeline mirrored the image, so that left and right change places."""
-        known = self._places[..., 2] == _MARK
-        now, before = np.argwhere(known), self._places[known][:, :2]
+        if not self.needs_bitmaps:
+            return False
+        step = max(min(self._places.shape[:2]) // 64, 1)  # 64 rows and columns determine the map
+        places = self._places[::step, ::step]
+        known = places[..., 2] == _MARK
+        now, before = np.argwhere(known), places[known][:, :2]
         if not len(now):
             return False
         # The sign is that of the affine map that fits best.
@@ -87,10 +92,12 @@ class PipelineTransform(T.Transform):
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """Return the augmented image of an image of shape (H, W, C)."""
-        return self._made if img is self._image else self._in_our_order(self._run(img)["image"])
+        return self._made if img is self._image else self._reordered(self._run(img)["image"])
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Return the augmented label map of a label map or mask of shape (H, W)."""
+        if not self.needs_bitmaps:
+            return segmentation
         rows, columns, mark = self._places.transpose(2, 0, 1)
         known = mark == _MARK
         made = np.full(known.shape, self.seg_pad_value, segmentation.dtype)
@@ -109,8 +116,12 @@ class PipelineTransform(T.Transform):
         made[ids] = np.asarray(found["keypoints"], float).reshape(-1, 2) + 0.5
         return made
 
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the new places of polygons (N, 2), moved point by point if pixels moved."""
+        return super().apply_polygons(polygons) if self.needs_bitmaps else polygons
+
     def apply_box(self, box: np.ndarray) -> np.ndarray:
-        """Return the new boxes (N, 4); those that are gone have no area.
+        """Return the new boxes (N, 4); dropped boxes have no area.
 
         The pipeline runs again for boxes that are not among those of its first run.
         """
@@ -128,23 +139,38 @@ class PipelineTransform(T.Transform):
         points: np.ndarray | None = None,
         places: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """Run the pipeline with the same draws each time."""
+        """Run the pipeline with the same draws each time.
+
+        Raises:
+            UserError: The new image does not have the type and the channels of the old one.
+        """
         generator = np.random.default_rng(self._seed)
         self._pipeline.set_random_state(generator, random.Random(self._seed))
         ids = np.flatnonzero((self._boxes[:, :2] < self._boxes[:, 2:]).all(axis=1))
         points = np.zeros((0, 2)) if points is None else points
-        return self._pipeline(
-            image=np.ascontiguousarray(image if self._is_rgb else image[..., ::-1]),
+        made = self._pipeline(
+            image=self._reordered(image),
             bboxes=self._boxes[ids],
             box_ids=ids.tolist(),
             keypoints=points - 0.5,
             point_ids=list(range(len(points))),
             **({} if places is None else {"mask": places}),
         )
+        new, channels = made["image"], image.shape[2]
+        if isinstance(new, np.ndarray) and new.ndim == 2:  # some transforms drop a single channel
+            made["image"] = new = new[..., None]
+        if not isinstance(new, np.ndarray) or new.dtype != np.uint8 or new.shape[2:] != (channels,):
+            kind = f"a {type(new).__name__} of shape {tuple(new.shape)} and type {new.dtype}"
+            raise UserError(
+                f"AlbumentationsPipeline made {kind}; remove the transforms that convert the image,"
+                f" which must stay a uint8 array (H, W, {channels})"
+            )
+        return made
 
-    def _in_our_order(self, image: np.ndarray) -> np.ndarray:
-        image = image.reshape(*image.shape[:2], -1)
-        return image if self._is_rgb else np.ascontiguousarray(image[..., ::-1])
+    def _reordered(self, image: np.ndarray) -> np.ndarray:
+        """Return a copy of an image (H, W, C) with channels in the pipeline's order, or back."""
+        # Always copied, because OpenCV and torch refuse negative strides even of a single channel.
+        return np.array(image if self._is_rgb else image[..., ::-1], order="C")
 
     def _clipped(self, boxes: np.ndarray) -> np.ndarray:
         sides = [self.width, self.height] * 2
@@ -155,8 +181,8 @@ class AlbumentationsPipeline(T.Augmentation):
     """Augment every image by transforms of Albumentations 2.
 
     Their random numbers are seeded from numpy's global generator for each image. Install the
-    package with `pip install 'd2ext[albumentations]'`. The import skips its check for updates,
-    which needs a network.
+    package with `pip install 'd2ext[albumentations]'`. `import d2ext` turns off its check for
+    updates, which needs a network.
     """
 
     def __init__(self, transforms: Sequence[Any], image_format: str = "BGR"):
@@ -168,8 +194,9 @@ class AlbumentationsPipeline(T.Augmentation):
             image_format: RGB, BGR or L; the transforms get RGB or gray images.
 
         Raises:
-            UserError: The package is missing, or a transform depends on the content of masks or
-                on data that a sample does not have.
+            UserError: The package is missing, or a transform normalizes or converts the image,
+                which the model does, or depends on the content of masks or on data that a sample
+                does not have.
         """
         super().__init__()
         self.transforms = list(transforms)
@@ -189,7 +216,6 @@ class AlbumentationsPipeline(T.Augmentation):
 
 def _composed(transforms: list[Any]) -> Any:
     """Return the transforms as one pipeline for images, masks, boxes and points."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks PyPI
     try:
         A = importlib.import_module("albumentations")
     except ImportError as e:
@@ -198,6 +224,10 @@ def _composed(transforms: list[Any]) -> Any:
         ) from e
     for transform in _leaves(transforms):
         name = type(transform).__name__
+        if name in _BY_MODEL:
+            raise UserError(
+                f"AlbumentationsPipeline: remove {name}; the model normalizes and converts images"
+            )
         needed = set(getattr(transform, "targets_as_params", ())) - _GIVEN
         if name in _BY_MASKS or needed:
             what = ", ".join(sorted(needed)) or "the content of masks"

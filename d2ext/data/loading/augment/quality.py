@@ -12,6 +12,8 @@ import cv2
 import detectron2.data.transforms as T
 import numpy as np
 
+from d2ext.data.loading.augment.ranges import checked_range
+
 
 @dataclass(frozen=True)
 class Blur:
@@ -68,7 +70,10 @@ class Noise:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return the noisy image (H, W, C), uint8; levels are rounded and clipped to 0 to 255."""
         noise = np.random.default_rng(self.seed).standard_normal(image.shape, np.float32)
-        return np.clip(np.rint(image + noise * np.float32(self.std)), 0, 255).astype(np.uint8)
+        noise *= np.float32(self.std)
+        noise += image
+        np.rint(noise, out=noise)
+        return np.clip(noise, 0, 255, out=noise).astype(np.uint8)
 
 
 class RandomBlur(T.Augmentation):
@@ -81,12 +86,10 @@ class RandomBlur(T.Augmentation):
             sigma: Smallest and largest standard deviation in pixels, drawn uniformly; positive.
 
         Raises:
-            ValueError: A standard deviation is not positive.
+            ValueError: The range is reversed, or a standard deviation is not positive.
         """
         super().__init__()
-        if min(sigma) <= 0:
-            raise ValueError(f"sigma={list(sigma)}: give positive numbers of pixels")
-        self.sigma = tuple(sigma)
+        self.sigma = checked_range("sigma", sigma, "positive numbers of pixels", above=0)
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Return a random transform for an image (H, W, C), uint8."""
@@ -104,12 +107,11 @@ class RandomJpeg(T.Augmentation):
             image_format: RGB, BGR or L.
 
         Raises:
-            ValueError: A quality is outside of 1 to 100.
+            ValueError: The range is reversed, or a quality is outside of 1 to 100.
         """
         super().__init__()
-        if min(quality) < 1 or max(quality) > 100:
-            raise ValueError(f"quality={list(quality)}: give qualities from 1 to 100")
-        self.quality = tuple(quality)
+        what = "qualities from 1 to 100"
+        self.quality = checked_range("quality", quality, what, least=1, most=100)
         self.image_format = image_format
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -129,12 +131,10 @@ class RandomNoise(T.Augmentation):
             std: Smallest and largest standard deviation in levels (0 to 255), drawn uniformly.
 
         Raises:
-            ValueError: A standard deviation is negative.
+            ValueError: The range is reversed, or a standard deviation is negative.
         """
         super().__init__()
-        if min(std) < 0:
-            raise ValueError(f"std={list(std)}: give numbers of levels from 0")
-        self.std = tuple(std)
+        self.std = checked_range("std", std, "numbers of levels from 0", least=0)
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Return a random transform for an image (H, W, C), uint8."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import detectron2.data.transforms as T
 import numpy as np
 
+from d2ext.data.loading.augment.ranges import checked_range
+
 
 class ScaleJitter(T.Augmentation):
     """Resize every image such that it fits into a multiple of a size.
@@ -21,12 +23,11 @@ class ScaleJitter(T.Augmentation):
             scale: Smallest and largest scale; positive.
 
         Raises:
-            ValueError: A scale is not positive.
+            ValueError: The range of scales is reversed, or a scale is not positive.
         """
         super().__init__()
-        if min(scale) <= 0:
-            raise ValueError(f"scale={list(scale)}: give positive factors")
-        self.size, self.scale = tuple(size), tuple(scale)
+        self.size = tuple(size)
+        self.scale = checked_range("scale", scale, "positive factors", above=0)
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Return a random transform for an image (H, W, C)."""
@@ -55,6 +56,6 @@ class LargeScaleJitter(T.AugmentationList):
             scale: Smallest and largest scale, drawn uniformly; positive.
 
         Raises:
-            ValueError: A scale is not positive.
+            ValueError: The range of scales is reversed, or a scale is not positive.
         """
         super().__init__([ScaleJitter(size, scale), T.RandomCrop("absolute", tuple(size))])

@@ -116,9 +116,18 @@ def test_jitter_draws_every_change_uniformly(image):
     assert all(d.is_rgb and d.channels == (0, 1, 2) for d in drawn)
 
 
-def test_a_jitter_without_contrast_is_refused():
-    with pytest.raises(ValueError, match="contrast=.*positive"):
-        ColorJitter(contrast=(0, 1))
+@pytest.mark.parametrize(
+    ("make", "arguments", "words"),
+    [
+        (ColorJitter, {"contrast": (0, 1)}, "contrast=.*positive"),
+        (ColorJitter, {"saturation": (1.2, 0.8)}, "saturation=.*the smaller one first"),
+        (PhotoMetricDistortion, {"contrast_range": (2, 1)}, "contrast_range=.*smaller one first"),
+        (PhotoMetricDistortion, {"saturation_range": (-1, 1)}, "saturation_range=.*from 0"),
+    ],
+)
+def test_impossible_ranges_are_refused(make, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        make(**arguments)
 
 
 @pytest.mark.parametrize("augmentation", [ColorJitter(), PhotoMetricDistortion()])

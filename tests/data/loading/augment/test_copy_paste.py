@@ -203,6 +203,11 @@ def test_the_share_of_samples_and_workers_and_resume(tmp_path):
     # Half of the samples, and of these half of the draws of a source's only object.
     assert 20 < sum("pasted_from" in sample for sample in whole) < 60
     assert all((s["instances"].gt_classes == 0).all() for s in whole)  # no crowd
+    sources = [(s["file_name"], file) for s in whole for file in s.get("pasted_from", [])]
+    assert all(file != source for file, source in sources)
+    assert {source for _, source in sources} == {record["file_name"] for record in records}
+    alone = _samples(_loader(records[:1], 1), 5)
+    assert any("pasted_from" in sample for sample in alone)
     for expected, other in (
         (whole[:20], _samples(_loader(records, 0.5, num_workers=2), 5)),
         (whole[12:20], _samples(_loader(records, 0.5, num_workers=1, start_iter=3), 2)),
@@ -224,3 +229,11 @@ def test_a_source_that_cannot_be_read_is_replaced_and_reported(tmp_path):
     assert "1.png cannot be read" in message
     with pytest.raises(UserError, match=r"1\.png cannot be read"):
         _samples(_loader(records, 1), 10)
+
+
+def test_replaced_images_and_their_replaced_sources_are_counted(tmp_path):
+    records = [_record(tmp_path, i) for i in range(8)]
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    loader = _loader(records, 1, bad_images="skip")
+    assert len(_samples(loader, 5)) == 20 < loader.replaced.total()

@@ -1,7 +1,10 @@
 """Samples of an Albumentations pipeline are those of its own transforms, and exact at any place."""
 
+import os
 import random
+import subprocess
 import sys
+import textwrap
 
 import albumentations as A
 import detectron2.data.transforms as T
@@ -38,7 +41,7 @@ GEOMETRIC = {
 
 def _sample(transforms, record, seed, *, before=(), **options):
     given = dict(image_format="BGR", use_instance_mask=True) | options
-    augmentations = [*before, AlbumentationsPipeline(transforms)]
+    augmentations = [*before, AlbumentationsPipeline(transforms, given["image_format"])]
     np.random.seed(seed)
     return Mapper(True, augmentations=augmentations, **given)(record)
 
@@ -61,8 +64,11 @@ def test_objects_are_where_their_pixels_are(tmp_path, name, masks):
     for seed in range(8):
         sample = _sample(GEOMETRIC[name], given_record, seed, **options)
         white, objects = sample["image"].float().mean(dim=0) > 127, sample["instances"]
-        assert not len(objects) or isinstance(objects.gt_masks, BitMasks)
-        bitmaps = objects.gt_masks.tensor if len(objects) else torch.zeros(1, *white.shape).bool()
+        found = objects.gt_masks if len(objects) else BitMasks(torch.zeros(1, *white.shape))
+        if not isinstance(found, BitMasks):  # the pipeline moved no pixel
+            assert masks == "polygon" and name in ("color", "flips", "one of")
+            found = BitMasks.from_polygon_masks(found, *white.shape)
+        bitmaps = found.tensor
         assert not _has_block(white ^ bitmaps.any(dim=0))
         for i in range(len(objects)):
             seen += 1
@@ -177,17 +183,28 @@ def test_colors_are_rgb_for_the_transforms(tmp_path):
         if image_format == "RGB":
             expected = made
     assert all(map(np.array_equal, made, expected))
-    gray = pixels[..., :1]
-    pipeline = AlbumentationsPipeline([A.HorizontalFlip(p=1), A.RandomGamma(p=1)], "L")
-    assert pipeline.get_transform(gray, None).apply_image(gray).shape == gray.shape
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (1, 30), (1, 1)])
+def test_gray_images(tmp_path, shape):
+    record = _record(tmp_path, shape, [])
+    for transforms in (GEOMETRIC["flips"], GEOMETRIC["color"], GEOMETRIC["affine"]):
+        sample = _sample(transforms, record, 0, image_format="L")
+        assert sample["image"].dtype == torch.uint8 and sample["image"].shape[0] == 1
 
 
 def test_erased_pixels_leave_the_masks_only_if_the_pipeline_says_so(tmp_path):
     record = _record(tmp_path)
-    whole = _sample([A.NoOp()], record, 0)["instances"].gt_masks.tensor.sum()
+    whole = _sample([A.CoarseDropout(p=0)], _as_rle(record), 0, instance_mask_format="bitmask")
+    whole = whole["instances"].gt_masks.tensor.sum()
     holes = dict(num_holes_range=(6, 6), hole_height_range=(20, 20), hole_width_range=(20, 20), p=1)
     for fill, fewer in ((None, False), (0, True)):
-        made = _sample([A.CoarseDropout(fill_mask=fill, **holes)], record, 0)
+        made = _sample(
+            [A.CoarseDropout(fill_mask=fill, **holes)],
+            _as_rle(record),
+            0,
+            instance_mask_format="bitmask",
+        )
         assert (made["instances"].gt_masks.tensor.sum() < whole) == fewer
 
 
@@ -203,10 +220,79 @@ def test_label_maps_and_masks_are_padded_with_their_labels(tmp_path):
 
 def test_polygons_are_drawn_at_the_size_of_the_image_that_the_pipeline_gets(tmp_path):
     record = _record(tmp_path)
-    sample = _sample([A.NoOp()], record, 0, before=[T.Resize((360, 540))])
+    flip = [A.HorizontalFlip(p=1)]
+    sample = _sample(flip, record, 0, before=[T.Resize((360, 540))])
     assert sample["instances"].gt_masks.tensor.shape[1:] == (360, 540)
-    area = 9 * _sample([A.NoOp()], record, 0)["instances"].gt_masks.tensor.sum()
+    area = 9 * _sample(flip, record, 0)["instances"].gt_masks.tensor.sum()
     assert sample["instances"].gt_masks.tensor.sum() == pytest.approx(float(area), rel=0.02)
+
+
+def test_objects_stay_as_they_are_if_no_pixel_moves(tmp_path):
+    record = _record(tmp_path)
+    options = dict(use_keypoint=True, keypoint_hflip_indices=np.array([0]))
+    for given in ({}, options):
+        plain = Mapper(True, augmentations=[], image_format="BGR", use_instance_mask=True, **given)(
+            record
+        )["instances"]
+        made = _sample(GEOMETRIC["color"], record, 0, **given)["instances"]
+        for expected, found in zip(plain.gt_masks.polygons, made.gt_masks.polygons, strict=True):
+            assert all(map(np.array_equal, expected, found))
+        np.testing.assert_allclose(made.gt_boxes.tensor, plain.gt_boxes.tensor, atol=1e-4)
+    assert torch.equal(made.gt_keypoints.tensor, plain.gt_keypoints.tensor)
+
+
+def test_integer_boxes_are_not_truncated(tmp_path):
+    record = _record(tmp_path)
+    whole = [{**a, "bbox": list(map(int, a["bbox"]))} for a in record["annotations"]]
+    made = [
+        _sample(
+            [A.HorizontalFlip(p=1)],
+            {**record, "annotations": objects},
+            0,
+            before=[T.Resize((50, 77))],
+        )
+        for objects in (record["annotations"], whole)
+    ]
+    assert torch.equal(*(sample["instances"].gt_boxes.tensor for sample in made))
+
+
+def test_nothing_asks_for_updates():
+    """A new process, because Albumentations asks when it is imported."""
+    code = """
+        import urllib.request
+        def build_opener(*handlers):
+            raise SystemExit("asks for updates")
+        urllib.request.build_opener = build_opener
+        import d2ext
+        from detectron2.config import instantiate
+        name = "d2ext.data.loading.augment.pipeline.AlbumentationsPipeline"
+        inner = {"_target_": "albumentations.RandomGamma"}
+        print(type(instantiate({"_target_": name, "transforms": [inner]})).__name__)
+    """
+    env = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True
+    )
+    assert done.stdout == "AlbumentationsPipeline\n", done.stderr
+
+
+def _as_floats(image, **_):
+    return image / np.float32(255)
+
+
+def _without_a_channel(image, **_):
+    return image[..., :2].copy()
+
+
+def test_images_that_are_converted_are_refused():
+    image = np.zeros((4, 5, 3), np.uint8)
+    for convert, kind in (
+        (_as_floats, r"shape \(4, 5, 3\) and type float32"),
+        (_without_a_channel, r"shape \(4, 5, 2\) and type uint8"),
+    ):
+        pipeline = AlbumentationsPipeline([A.Lambda(image=convert, p=1)], "RGB")
+        with pytest.raises(UserError, match=f"made a ndarray of {kind}; remove the transforms"):
+            pipeline.get_transform(image, None)
 
 
 def test_detectron2s_mapper_and_lazy_calls(tmp_path):
@@ -252,9 +338,12 @@ def test_images_without_objects_and_of_one_pixel(tmp_path):
         (A.CropNonEmptyMaskIfExists(20, 20), "CropNonEmptyMaskIfExists needs the content of masks"),
         (A.OneOf([A.Morphological()]), "Morphological needs the content"),
         (A.Mosaic(), "Mosaic needs mosaic_metadata"),
+        (A.Normalize(), "remove Normalize; the model normalizes"),
+        (A.OneOf([A.ToFloat()]), "remove ToFloat; the model"),
+        (A.ToTensorV2(), "remove ToTensorV2; the model"),
     ],
 )
-def test_transforms_that_need_more_than_the_image_are_refused(transform, words):
+def test_transforms_that_do_not_fit_are_refused(transform, words):
     with pytest.raises(UserError, match=words):
         AlbumentationsPipeline([transform])
 

@@ -80,6 +80,12 @@ def test_noise_has_its_standard_deviation():
     assert abs(np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]) < 0.05
 
 
+def test_noise_is_added_and_rounded(image):
+    drawn = np.random.default_rng(4).standard_normal(image.shape, np.float32)
+    expected = np.clip(np.rint(image + drawn * np.float32(7.5)), 0, 255)
+    assert np.array_equal(Noise(7.5, seed=4)(image), expected)
+
+
 def test_noise_is_clipped():
     ends = np.array([[[0, 255, 0]]], np.uint8).repeat(50, 0)
     made = Noise(5, seed=0)(ends)
@@ -122,6 +128,11 @@ def test_transforms_are_repeatable_and_keep_shapes(image, augmentation):
         (RandomJpeg, [0, 50], "quality"),
         (RandomJpeg, [50, 101], "quality"),
         (RandomNoise, [-1, 1], "std"),
+        (RandomBlur, [2, 1], "sigma"),
+        (RandomJpeg, [90, 40], "quality"),
+        (RandomJpeg, 80, "quality"),
+        (RandomNoise, [1, 2, 3], "std"),
+        (RandomNoise, "ab", "std"),
     ],
 )
 def test_impossible_strengths_are_refused(make, value, field):

@@ -145,6 +145,18 @@ def test_any_image_without_objects_is_augmented(tmp_path, name, shape):
             assert len(sample["instances"]) == 0
 
 
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1), (1, 1)])
+@pytest.mark.parametrize(
+    "augmentation", [RandomQuarterTurn(), T.RandomFlip(vertical=True, horizontal=False)]
+)
+def test_thin_gray_images_are_turned(tmp_path, augmentation, shape):
+    record = _record(tmp_path, shape, [])
+    mapper = Mapper(True, augmentations=[augmentation], image_format="L")
+    for seed in range(8):
+        np.random.seed(seed)
+        assert mapper(record)["image"].numel() == shape[0] * shape[1]
+
+
 def test_a_crowd_neither_attracts_nor_repels_crops(tmp_path):
     for seed in range(10):
         with_crowd = _record(tmp_path, triangles=TRIANGLES, crowds=[1])

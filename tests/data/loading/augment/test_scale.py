@@ -44,6 +44,7 @@ def test_large_images_are_cropped_anywhere_and_small_ones_are_not_padded():
     assert len(corners) > 20
 
 
-def test_a_scale_of_zero_is_refused():
+@pytest.mark.parametrize("scale", [[0, 1], [2, 1], 2])
+def test_impossible_scales_are_refused(scale):
     with pytest.raises(ValueError, match="scale=.*positive"):
-        LargeScaleJitter(scale=[0, 1])
+        LargeScaleJitter(scale=scale)
