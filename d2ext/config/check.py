@@ -150,7 +150,10 @@ def shared_fields(cfg: Any) -> dict[str, str]:
     batch = values["dataloader"]["train"].get("total_batch_size")
     found["dataloader.train.total_batch_size"] = str(batch)
     checked = _checked_fields(values)
-    for key in ("data.augmentation", "data.tiles", "data.tile_overlap", "data.tile_min_share"):
+    keys = ["data.augmentation"]
+    if checked.get("data.tiles"):  # the others mean nothing without it
+        keys += ["data.tiles", "data.tile_overlap", "data.tile_min_share"]
+    for key in keys:
         if (value := checked.get(key)) is not None:
             # An empty list of augmentations replaces the recipe's.
             found |= dict(_texts("data", {key.removeprefix("data."): value})) or {key: "[]"}

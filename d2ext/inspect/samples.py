@@ -15,6 +15,7 @@ from d2ext.config.augmentation import with_augmentation
 from d2ext.config.choices import is_auto, with_choices
 from d2ext.data.datasets.class_mapping import register_run_datasets
 from d2ext.data.loading.loader import Loader, build_test_loader
+from d2ext.data.loading.mapper import Mapper
 from d2ext.data.prepare.cityscapes import require_cityscapes
 from d2ext.data.splitting.own_data import kept_split
 from d2ext.errors import UserError, config_errors
@@ -116,7 +117,10 @@ def open_split(cfg: Any, split: str, start: int = 0) -> Split:
         else:
             records = instantiate(settings.dataset)
             _keep_ground_truth(settings.mapper, records)
-            loader = build_test_loader(records, instantiate(settings.mapper), num_workers=0)
+            mapper = instantiate(settings.mapper)
+            if isinstance(mapper, Mapper):
+                mapper.resizes_by_torch = False
+            loader = build_test_loader(records, mapper, num_workers=0)
     if not isinstance(loader, Loader) or not loader.images:
         raise UserError(f"{section} is not a loader of d2ext, or it has no images")
     return Split(names, loader, skip, metadata, image_format, batch)

@@ -40,7 +40,7 @@ def test_factors_without_parameters_are_reported():
 
 
 def test_the_optimizer_reports_factors_without_parameters(repo):
-    cfg = load_config(repo / "configs/custom/mask_rcnn_lite0_fpn.py")
+    cfg = load_config(repo / "configs/balloon/mask_rcnn_lite1_fpn_balloon.py")
     model = nn.ModuleDict(dict(backbone=nn.ModuleDict(dict(bottom_up=nn.Linear(2, 2)))))
     model.requires_grad_(False)["head"] = nn.Linear(2, 2)  # frozen parameters count
     assert len(build_optimizer(cfg, model).param_groups)

@@ -56,6 +56,9 @@ class Mapper(DatasetMapper):
             This is faster but changes pixels.
         cache: Whether to keep decoded images in files ($D2EXT_CACHE/photos, 3 bytes per pixel),
             whose memory all processes share. Only the pixels of a tile are read then.
+
+    Attributes:
+        resizes_by_torch: Whether images are resized by torch, as in training, or by Pillow.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Mapper(DatasetMapper):
     ):
         if decode not in ("exact", "scaled"):
             raise ValueError(f"decode={decode!r}: give exact or scaled")
+        self.resizes_by_torch = is_train
         super().__init__(
             is_train,
             augmentations=list(augmentations),
@@ -136,7 +140,7 @@ class Mapper(DatasetMapper):
             label_map = _read_labels(labels, sample["file_name"], size)
             if "tile" in sample:
                 label_map = cropped(label_map, sample["tile"])
-        augmented = _Input(image, label_map, objects, by_torch=self.is_train)
+        augmented = _Input(image, label_map, objects, by_torch=self.resizes_by_torch)
         for transform in done:
             augmented.transform(transform)
         done += T.AugmentationList(augmentations)(augmented).transforms

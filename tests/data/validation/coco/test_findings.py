@@ -282,7 +282,7 @@ def test_images_over_the_pixel_limit_are_not_reported_as_unreadable(
     path = write_json(content)
     found = Checks(Source(path, photos))(read_coco_table(path))
     assert codes(found) == {"image_refused": [0, 1]}  # 64 x 48; the third image has 40 x 60
-    for words in ("3,072 pixels", "tiles", "D2EXT_MAX_IMAGE_PIXELS=3072"):
+    for words in ("3,072 pixels", "smaller files", "D2EXT_MAX_IMAGE_PIXELS=3072"):
         assert words in found[0].example
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "3072")
     assert codes(Checks(Source(path, photos))(read_coco_table(path))) == {}
