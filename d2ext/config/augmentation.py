@@ -26,7 +26,7 @@ _COPY_PASTE = {"_target_": f"{_OURS}copy_paste.CopyPaste", "prob": 0.5}
 # Parts of the names of augmentations that set the size of the images.
 _SIZES = ("Resize", "Crop", "Pad", "Scale", "Extent")
 # Parts of the names of those that make boxes larger than their objects.
-_LOOSENING = ("Rotat", "Crop", "LargeScale", "Albumentations")
+_LOOSENING = ("Rotate", "Rotation", "Crop", "LargeScale", "Albumentations")
 _GRAY = 128.0  # of rotated corners, if the model states no mean
 _FORMATS = ("RGB", "BGR", "L")
 

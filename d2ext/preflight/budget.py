@@ -38,7 +38,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run computes, for a function that measures its speed.
+    """Describe what a run computes, for a function that measures its speed.
 
     Attributes:
         cfg: Config with the values of this run's world size; its datasets are registered.

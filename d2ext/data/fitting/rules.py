@@ -39,7 +39,7 @@ _RARE, _RARE_IMAGES = 10, 30
 
 
 class Hardware(msgspec.Struct, frozen=True):
-    """What a run trains on.
+    """Describe what a run trains on.
 
     Attributes:
         device: `cpu` or `cuda`.
@@ -126,7 +126,7 @@ class RecipeValues:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a rule decides on.
+    """Hold what a rule decides on.
 
     Attributes:
         data: Fingerprint of the training set.
