@@ -371,7 +371,7 @@ def test_threshold_counts_and_pictures(show, float32, real_balloon):
     plain = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
     photo = read_photo(files[0], "RGB")  # no object has a score of 1
     assert plain.shape == photo.shape and np.abs(plain.astype(int) - photo).mean() < 2
-    page.locator("#threshold").fill("0.5")
+    page.locator("#threshold").fill("0.05")
     _, picture = saved(page, "#save-png")
     marked = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
     assert (marked != plain).any(2).mean() > 0.02
