@@ -1,4 +1,7 @@
-"""Atomic writes: to a temporary file in the same folder, which is flushed and then renamed."""
+"""Write files atomically, and read those that a run keeps.
+
+An atomic write goes to a temporary file in the same folder, which is flushed and then renamed.
+"""
 
 import contextlib
 import json
@@ -6,9 +9,32 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+import msgspec
 
 from d2ext.errors import UserError
+
+_Kept = TypeVar("_Kept")
+
+
+def read_kept(file: Path, kind: type[_Kept], remedy: str) -> _Kept | None:
+    """Read a JSON file that a run has kept; return None if there is none.
+
+    Args:
+        file: Path of the file.
+        kind: Struct that the file holds.
+        remedy: What a damaged file means and what to do, for the message.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise UserError(f"{file} is damaged ({e}), so {remedy}") from e
 
 
 def cache_dir() -> Path:

@@ -32,9 +32,10 @@ _FORMATS = ("RGB", "BGR", "L")
 
 
 def with_augmentation(cfg: Any) -> Any:
-    """Return a config with the augmentations that `data.augmentation` names; the input stays.
+    """Return a config with the augmentations that `data.augmentation` names.
 
-    `data.augmentation` of the result is None, so that applying this again changes nothing.
+    The input does not change. `data.augmentation` of the result is None, so that applying this
+    again changes nothing.
 
     Args:
         cfg: Config returned by `load_config`.
@@ -80,7 +81,7 @@ def with_augmentation(cfg: Any) -> Any:
 
 
 def augmentation_lines(cfg: Any, effective: Any) -> list[str]:
-    """Return lines for the plan about the augmentations of a training.
+    """Return sentences for the plan about the augmentations of a training.
 
     Args:
         cfg: Config returned by `load_config`.
@@ -106,7 +107,7 @@ def augmentation_lines(cfg: Any, effective: Any) -> list[str]:
             lines.append(f"no copy-paste, because {_PASTE} is null")
     if mapper.get("recompute_boxes") and not cfg.dataloader.train.mapper.get("recompute_boxes"):
         lines.append(f"boxes are fitted to the augmented masks ({_MAPPER}.recompute_boxes=True)")
-    return [f"{'' if i else 'augment':<12}{line}" for i, line in enumerate(lines)]
+    return lines
 
 
 def _chosen(cfg: Any) -> Any:

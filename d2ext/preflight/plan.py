@@ -212,8 +212,8 @@ def plan_run(
     if chosen:
         cfg = with_choices(cfg, chosen.applied)
     if not eval_only:
-        _say(lines, *augmentation_lines(cfg, with_augmentation(cfg)))
-        cfg, scaling = _prepared(cfg, world_size)
+        given, (cfg, scaling) = cfg, _prepared(cfg, world_size)
+        _say(lines, *_titled("augment", augmentation_lines(given, cfg)))
     if scaling:
         _say(lines, *scaling.lines())
     budget, options = options.budget, TrainOptions.from_config(cfg.train)

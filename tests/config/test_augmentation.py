@@ -82,22 +82,21 @@ def test_every_recipe_takes_every_preset(repo, recipe):
         assert recomputes == (strong or given.dataloader.train.mapper.get("recompute_boxes", False))
         assert with_augmentation(cfg) is cfg  # applying it again changes nothing
         OmegaConf.to_container(cfg, resolve=True)
-        assert augmentation_lines(given, cfg)[0].startswith(f"augment     {preset}: ")
+        assert augmentation_lines(given, cfg)[0].startswith(f"{preset}: ")
 
 
 def test_recipes_keep_their_own_augmentation_by_default(loaded):
     cfg = loaded(MASK, None)
     assert with_augmentation(cfg) is cfg
-    assert _lines(cfg) == ["augment     the recipe's: ResizeShortestEdge, RandomFlip"]
+    assert _lines(cfg) == ["the recipe's: ResizeShortestEdge, RandomFlip"]
 
 
 def test_the_plan_says_what_is_on_and_why_something_is_off(loaded):
     lines = _lines(loaded(MASK, "strong"))
     assert lines == [
-        "augment     strong: ResizeShortestEdge, RandomFlip, RandomRotateShear (30 %), ColorJitter"
+        "strong: ResizeShortestEdge, RandomFlip, RandomRotateShear (30 %), ColorJitter"
         " (80 %), RandomBlur (10 %), RandomNoise (10 %), RandomJpeg (10 %), copy-paste (50 %)",
-        "            boxes are fitted to the augmented masks"
-        " (dataloader.train.mapper.recompute_boxes=True)",
+        "boxes are fitted to the augmented masks (dataloader.train.mapper.recompute_boxes=True)",
     ]
     text = "\n".join(_lines(loaded(FASTER, "strong")))
     assert "no copy-paste, because the model has no masks" in text
@@ -161,7 +160,7 @@ def test_a_list_of_augmentations_and_presets(loaded):
     assert cfg.dataloader.train.mapper.augmentations[4].image_format == "RGB"
     assert cfg.dataloader.train.mapper.recompute_boxes  # because of the crop
     assert with_augmentation(cfg) is cfg
-    assert _lines(given)[0].startswith("augment     your list: ResizeShortestEdge, ")
+    assert _lines(given)[0].startswith("your list: ResizeShortestEdge, ")
 
 
 @pytest.mark.parametrize(

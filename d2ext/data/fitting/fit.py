@@ -20,6 +20,7 @@ from d2ext.data.fitting.rules import BACKBONE, Hardware, RecipeValues, fit
 from d2ext.data.records.columns import Columns
 from d2ext.data.tiles.records import Tiles
 from d2ext.errors import UserError, config_errors
+from d2ext.files import read_kept
 
 AUTO = "auto.json"  # name in the run directory
 _RESIZE = "detectron2.data.transforms.augmentation_impl.ResizeShortestEdge"
@@ -76,16 +77,12 @@ def kept_choices(folder: Path) -> Fitted | None:
     Raises:
         UserError: The file is damaged.
     """
-    file = folder / AUTO
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=Fitted)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"{file} is damaged ({e}), so the values chosen for the run are unknown; restore it, or"
-            " use the run's config.yaml, which contains them"
-        ) from e
+    return read_kept(
+        folder / AUTO,
+        Fitted,
+        "the values chosen for the run are unknown; restore it, or use the run's config.yaml, which"
+        " contains them",
+    )
 
 
 def fitted(

@@ -12,6 +12,7 @@ from d2ext.data.records.records import columns_of, file_names_of
 from d2ext.data.splitting.groups import find_groups
 from d2ext.data.splitting.split import SplitOptions, split_images
 from d2ext.errors import UserError, config_errors
+from d2ext.files import read_kept
 from d2ext.text import plural
 
 SPLIT = "split.json"  # name in the run directory
@@ -43,16 +44,11 @@ def kept_split(folder: Path) -> Split | None:
     Raises:
         UserError: The file is damaged.
     """
-    file = folder / SPLIT
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=Split)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"{file} is damaged ({e}), so the validation images of the run are unknown; restore it,"
-            " or delete it to split again"
-        ) from e
+    return read_kept(
+        folder / SPLIT,
+        Split,
+        "the validation images of the run are unknown; restore it, or delete it to split again",
+    )
 
 
 def own_split(cfg: Any, kept: Split | None = None) -> tuple[Split | None, list[str]]:
