@@ -197,7 +197,7 @@ def compare(
 
 def _run_all(jobs: Sequence[Job], threads: int | None, parallel: int) -> list[Measured]:
     """Do the runs that are not finished yet, and return the results of all that succeeded."""
-    waiting = [job for job in jobs if _finished(job) is None]
+    waiting = [job for job in jobs if _finished(job, threads) is None]
     running: list[_Running] = []
     try:
         while waiting or running:
@@ -210,10 +210,10 @@ def _run_all(jobs: Sequence[Job], threads: int | None, parallel: int) -> list[Me
             run.process.terminate()
         for run in running:
             run.process.wait()
-    return [measured for job in jobs if (measured := _finished(job)) is not None]
+    return [measured for job in jobs if (measured := _finished(job, threads)) is not None]
 
 
-def _finished(job: Job) -> Measured | None:
+def _finished(job: Job, threads: int | None) -> Measured | None:
     """Return the results of a finished run; None if it is still to do."""
     file = job.run / MEASURED
     if not file.exists():
@@ -224,6 +224,9 @@ def _finished(job: Job) -> Measured | None:
             f"error: {job.run} was measured with {measured.config} {' '.join(measured.overrides)};"
             " give the recipe another name, or another --runs"
         )
+    if measured.threads != threads:  # which change the CPU time; `parallel` does so only a little
+        before = f"--threads {measured.threads}" if measured.threads else "no --threads"
+        sys.exit(f"error: {job.run} was measured with {before}; give the same, or another --runs")
     return measured
 
 

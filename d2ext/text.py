@@ -5,9 +5,10 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+_NUMBER = r"(\d+(?:\.\d+)?)"
 _DURATION = re.compile(
-    r"(?:(\d+) *d(?:ays?)?)? *(?:(\d+) *h(?:(?:ou)?rs?)?)?"
-    r" *(?:(\d+) *m(?:in(?:ute)?s?)?)? *(?:(\d+) *s(?:ecs?|econds?)?)?"
+    rf"(?:{_NUMBER} *d(?:ays?)?)? *(?:{_NUMBER} *h(?:(?:ou)?rs?)?)?"
+    rf" *(?:{_NUMBER} *m(?:in(?:ute)?s?)?)? *(?:{_NUMBER} *s(?:ecs?|econds?)?)?"
 )
 
 
@@ -44,14 +45,14 @@ def did_you_mean(
     return f"did you mean {near!r}?" if near else otherwise
 
 
-def as_seconds(duration: str) -> int:
-    """Return a duration such as 3h50m, 1d12h, 90s, `10 min` or `1 h 30 min` in seconds.
+def as_seconds(duration: str) -> float:
+    """Return a duration such as 3h50m, 1d12h, 90s, `10 min` or `1.5 h` in seconds.
 
     Returns:
         The seconds; 0 for a text that is not a duration.
     """
     match = _DURATION.fullmatch(duration.strip())
-    numbers = [int(n or 0) for n in match.groups()] if match else []
+    numbers = [float(n or 0) for n in match.groups()] if match else []
     return sum(n * unit for n, unit in zip(numbers, (86400, 3600, 60, 1), strict=False))
 
 

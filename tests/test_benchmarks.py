@@ -152,7 +152,7 @@ def _finished(runs: Path, name: str, folder: Path, ap: float, minutes: float, **
         "seed": int(seed[1:]),
         "minutes": 2 * minutes,
         "cpu_minutes": minutes,
-        "threads": 1,
+        "threads": None,
         "parallel": 1,
         "machine": "a machine",
         "results": RESULTS | {"segm/AP": ap},
@@ -202,6 +202,27 @@ def test_runs_that_shared_the_machine_are_compared_by_cpu_time(tmp_path):
     assert found.returncode == 0, found.stderr
     header = next(line for line in found.stdout.splitlines() if line.startswith("| data"))
     assert "CPU minutes" in header and "| minutes" not in header
+
+
+@pytest.mark.parametrize(
+    ("threads", "flags", "words"),
+    [
+        (1, [], "with --threads 1"),
+        (2, ["--threads", 1], "with --threads 2"),
+        (None, ["--threads", 1], "with no --threads"),
+    ],
+)
+def test_runs_with_another_number_of_threads_are_not_reused(tmp_path, threads, flags, words):
+    folder, runs = tmp_path / "one", tmp_path / "runs"
+    folder.mkdir()
+    (folder / "train.json").touch()
+    _finished(runs, "one_a_s0", folder, 20.0, 3.0, threads=threads)
+    command = ["small_accuracy", folder, "--config", "a.py", "--runs", runs]
+    found = _script(*command, *flags)
+    assert found.returncode == 1
+    assert f"{runs / 'one_a_s0'} was measured {words}; give the same, or" in found.stderr
+    same = _script(*command, *(["--threads", threads] if threads else []))
+    assert same.returncode == 0, same.stderr
 
 
 def test_ideas_are_recipes_with_overrides(monkeypatch):

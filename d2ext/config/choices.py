@@ -11,6 +11,7 @@ from d2ext.config.by_hand import CROP, KEYS, overridden
 from d2ext.config.flatten import flatten
 from d2ext.config.load import execute_config
 from d2ext.config.recipes import recipe_path
+from d2ext.errors import UserError
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -69,8 +70,13 @@ def recipe_of(cfg: Any) -> Any:
     Raises:
         UserError: There is no such recipe.
     """
-    name = (cfg.get("data") or {}).get("recipe")
-    return execute_config(recipe_path(name)) if name else None
+    if not (name := (cfg.get("data") or {}).get("recipe")):
+        return None
+    try:
+        path = recipe_path(name, parts=False)
+    except UserError as e:
+        raise UserError(f"data.recipe: {e}") from e
+    return execute_config(path)
 
 
 def set_by_hand(cfg: Any, recipe: Any = None) -> set[str]:

@@ -42,22 +42,28 @@ def get_config(name: str | Path, overrides: Sequence[str] = ()) -> Any:
         500
     """
     path = recipe_path(name)
-    if path.relative_to(RECIPES).parts[0] != _COMMON:
+    if not _is_part(path):
         return load_config(path, overrides)
     parts = execute_config(path)
     apply_overrides(parts, overrides)
     return parts
 
 
-def recipe_path(name: str | Path) -> Path:
+def recipe_path(name: str | Path, parts: bool = True) -> Path:
     """Return the path of a recipe or of a file in `common/`.
+
+    Args:
+        name: Name of the recipe.
+        parts: Whether files in `common/`, which are parts of recipes, count.
 
     Raises:
         UserError: The file does not exist.
     """
-    if path := _recipe(name):
+    path = _recipe(name)
+    if path and (parts or not _is_part(path)):
         return path
-    known = [path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.py")]
+    files = (path for path in RECIPES.rglob("*.py") if parts or not _is_part(path))
+    known = [path.relative_to(RECIPES).as_posix() for path in files]
     hint = did_you_mean(_normal(name), known, f"`{command('recipes')}` lists them")
     raise UserError(f"there is no recipe {str(name)!r}; {hint}")
 
@@ -65,7 +71,7 @@ def recipe_path(name: str | Path) -> Path:
 def recipes() -> Iterator[tuple[str, str]]:
     """Yield the name of each recipe and the first line of its docstring."""
     for path in sorted(RECIPES.glob("*/*.py")):
-        if path.parent.name != _COMMON:
+        if not _is_part(path):
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             yield path.relative_to(RECIPES).as_posix(), text.partition("\n")[0]
 
@@ -140,6 +146,11 @@ def _recipe(name: str | Path) -> Path | None:
     path = RECIPES / _normal(name)
     inside = path.is_relative_to(RECIPES) and ".." not in path.parts
     return path if inside and os.path.isfile(path) else None
+
+
+def _is_part(path: Path) -> bool:
+    """Return whether a file is in `common/`."""
+    return path.relative_to(RECIPES).parts[0] == _COMMON
 
 
 def _normal(name: str | Path) -> str:

@@ -79,7 +79,7 @@ class Length:
     period: int | None = None
 
 
-def seconds_of(budget: object) -> int:
+def seconds_of(budget: object) -> float:
     """Return a budget in seconds.
 
     Raises:

@@ -218,6 +218,7 @@ def test_contradictory_and_invalid_budgets(d2ext_command, folder):
             ["train.budget=1 h", "train.max_iter=5"],
             "train.budget and train.max_epochs (or train.max_iter) both set the length",
         ),
+        (["train.budget=1,5 h"], "train.budget='1,5 h': give hours, minutes or seconds"),
         (["train.budget=1 s"], "train.budget='1 s' is too short: the start takes"),
     ):
         done = d2ext_command("train", "mine.py", *DATA, *overrides)

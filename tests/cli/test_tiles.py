@@ -1,6 +1,7 @@
 """Train, resume, evaluate and predict in tiles with the real commands."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -168,6 +169,28 @@ def test_tiles_set_by_code_count(mosaics):
     cfg.data.tiles = None
     plan = plan_run(cfg, "tiles", validate=False)
     assert not any(line.startswith("tiles") for line in plan.lines)
+
+
+@pytest.mark.parametrize("filter_empty", [True, False])
+def test_an_epoch_is_every_tile_once(mosaics, filter_empty):
+    """Unless tiles have no objects."""
+    import d2ext
+    from d2ext.preflight.plan import plan_run
+
+    options = ["data.auto=False", "train.reference_batch_size=4", "train.max_epochs=5"]
+    options.append(f"dataloader.train.dataset.filter_empty={filter_empty}")
+    cfg = d2ext.get_config("custom/mask_rcnn_lite0_fpn.py", [*mosaics, *TILES, *options])
+    lines = "\n".join(plan_run(cfg, "tiles", validate=False).lines)
+    empty = int(re.search(r"3 photos -> 27 tiles, (\d+) of them without objects", lines)[1])
+    tiles = 27 - empty if filter_empty else 27
+    dropped = f" ({empty} without objects dropped, filter_empty)" if filter_empty else ""
+    found = re.search(
+        r"run +(\d+ tiles.*), 4 per step, on 1 worker: (.+) epochs = (\d+) iterations", lines
+    )
+    assert empty and found[1] == f"{tiles} tiles{dropped}"
+    iterations = int(found[3])
+    assert iterations == math.ceil(5 * tiles / 4)
+    assert float(found[2]) == pytest.approx(4 * iterations / tiles, abs=1e-3)
 
 
 def test_a_config_of_detectron2_trains_in_tiles(train_net, style):

@@ -94,10 +94,26 @@ def test_by_hand_names_only_fields_that_may_be_chosen():
         d2ext.get_config(RECIPE, ["data.by_hand=[optimizer.lrr]"])
 
 
-def test_an_unknown_recipe_is_an_error():
-    cfg = d2ext.get_config(RECIPE, ["data.recipe=custom/mask_rcnn_lite9_fpn.py"])
-    with pytest.raises(UserError, match="there is no recipe 'custom/mask_rcnn_lite9_fpn.py'; did"):
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("custom/mask_rcnn_lite0_fnp.py", "did you mean 'custom/mask_rcnn_lite0_fpn.py'?"),
+        ("mine.py", "`d2ext recipes` lists them"),
+        ("/nowhere/mine.py", "`d2ext recipes` lists them"),
+        ("notes.txt", "`d2ext recipes` lists them"),
+        ("custom", "`d2ext recipes` lists them"),
+        ("common/train.py", "`d2ext recipes` lists them"),
+    ],
+)
+def test_an_unknown_recipe_is_an_error(tmp_path, monkeypatch, name, hint):
+    """So are files that are not recipes, such as parts of recipes."""
+    monkeypatch.chdir(tmp_path)
+    for file in ("mine.py", "notes.txt"):
+        (tmp_path / file).write_text("cfg = 1")
+    cfg = d2ext.get_config(RECIPE, [f"data.recipe={name}"])
+    with pytest.raises(UserError) as e:
         hand(cfg)
+    assert str(e.value) == f"data.recipe: there is no recipe {name!r}; {hint}"
 
 
 def test_chosen_values_are_applied_once():

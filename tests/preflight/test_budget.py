@@ -25,7 +25,10 @@ from d2ext.text import as_seconds
         ("10  min", 600),
         ("1d12h", 129600),
         ("3h50m", 13800),
-        *((text, 0) for text in ("", "10", "0 s", "-5 min", "soon", "5 min 1 h", "1.5 h", "10 ms")),
+        ("1.5 h", 5400),
+        ("0.5d1.25h30.5m7.5s", 49537.5),
+        *((text, 0) for text in ("", "10", "0 s", "0.0 h", "-5 min", "soon", "5 min 1 h", "10 ms")),
+        *((text, 0) for text in ("1,5 h", "1.5", "1. h", "1.5.5 h", "1 .5 h")),
     ],
 )
 def test_durations(text, seconds):

@@ -19,11 +19,18 @@ from torch import Tensor, nn
 from d2ext.checkpoint.files import first_line
 from d2ext.checkpoint.weights.class_rows import rows_by_class
 from d2ext.checkpoint.weights.mmdetection import fitting_recipes, is_detector
-from d2ext.checkpoint.weights.weight_files import OPENMMLAB, WeightsFile, classes_of, read_weights
+from d2ext.checkpoint.weights.weight_files import (
+    OPENMMLAB,
+    OWN,
+    WeightsFile,
+    classes_of,
+    read_weights,
+)
 from d2ext.checkpoint.weights.weight_names import MMDETECTION, Reading, readings
 from d2ext.environment import environment_defaults
 from d2ext.errors import UserError
 from d2ext.files import cache_dir
+from d2ext.invocation import command
 from d2ext.modeling.backbones.timm_backbone import TimmBackbone
 from d2ext.run_dir.names import saved_config_hint
 from d2ext.text import plural, shortened
@@ -96,13 +103,15 @@ def load_weights(
     Args:
         model: Model to load the weights into.
         path: Path of a local file; a `?query`, which Detectron2 allows, is ignored.
-        whole: Require all parameters of the model, because it will not be trained.
+        whole: Require all parameters of the model, because it will not be trained, and all tensors
+            of a checkpoint of d2ext to have a place in it: without one of their layers, the others
+            compute something else.
         classes: Class names of the model; without them, no rows are matched by name. With `whole`,
             they are matched only if the file has the same classes in another order.
         order: `train.init_checkpoint_classes`, see `read_classes`.
 
     Raises:
-        UserError: The file cannot be read, or too few of its tensors fit the model.
+        UserError: The file cannot be read, or its tensors do not fit the model.
     """
     file = path.partition("?")[0]
     state = model.state_dict(keep_vars=True)
@@ -132,6 +141,19 @@ def load_weights(
             + "; use weights of exactly this model, with the same number of classes"
             + saved_config_hint("evaluate", Path(file))
         )
+    used = {*fit.sources.values(), *(fit.names[name] for name in rows)}
+    unused = [
+        name
+        for name in fit.reading.tensors
+        if name not in used and not name.endswith("num_batches_tracked")
+    ]
+    if whole and unused and content.author == OWN:
+        run = f"; use the config.yaml of their run, as `{command('evaluate')} RUN` does"
+        raise UserError(
+            f"the model has no place for {plural(len(unused), 'tensor')} of {file}"
+            f" ({_first(unused, 2)}), so the weights were trained with other layers"
+            + (saved_config_hint("evaluate", Path(file)) or run)
+        )
     _check_values(file, fit)
     model.load_state_dict({name: theirs[name] for name in fit.sources} | rows, strict=False)
     program = fit.reading.program
@@ -139,12 +161,6 @@ def load_weights(
     names = f" ({program})" if program else ""
     loaded = sum(name in fit.sources for name in learned)
     logger.info("Loaded %d of the model's %d tensors from %s%s", loaded, len(learned), file, names)
-    used = {*fit.sources.values(), *(fit.names[name] for name in rows)}
-    unused = [
-        name
-        for name in fit.reading.tensors
-        if name not in used and not name.endswith("num_batches_tracked")
-    ]
     if missing:
         logger.info("Randomly initialized: %s", _parts(missing, fit.sources))
         if origin:

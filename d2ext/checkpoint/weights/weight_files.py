@@ -34,6 +34,7 @@ _OLD_TORCH = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 _AGAIN = "download or copy it again"
 _REMEDY = "save the tensors alone: torch.save(model.state_dict(), FILE)"
 OPENMMLAB = "OpenMMLab"  # MMDetection, MMPretrain and others
+OWN = "d2ext"  # checkpoints of its runs
 # What tensors consist of in a torch file, as in torch's own list for `weights_only`.
 _TORCH = {
     "torch": ("Size", "device"),
@@ -56,7 +57,7 @@ class WeightsFile(NamedTuple):
 
     Attributes:
         tensors: Tensors by name.
-        author: `__author__` in files of the model zoo, `OPENMMLAB`, or "" if unknown.
+        author: `__author__` in files of the model zoo, `OPENMMLAB`, `OWN`, or "" if unknown.
         classes: Class names, in checkpoints of d2ext and MMDetection; empty if unknown.
         expects: Input that the weights were trained with, in checkpoints of MMDetection: see
             `expected_input`; empty if unknown.
@@ -106,7 +107,8 @@ def read_weights(path: Path) -> WeightsFile:
     tensors = _tensors(content)
     if is_detector(tensors):
         return _openmmlab({"meta": {}, "state_dict": tensors})
-    author = str(content.get("__author__", ""))
+    own = {"iterations_done", "images_seen"} <= content.keys()
+    author = OWN if own else str(content.get("__author__", ""))
     return WeightsFile(tensors, author, _names(content.get("classes")))
 
 

@@ -365,6 +365,33 @@ def test_heads_for_other_classes_are_reported(tmp_path, said):
         load_weights(Detector(), str(tmp_path / "w.pth"), whole=True)
 
 
+def test_weights_of_a_run_with_other_layers_are_refused(repo, tmp_path, said):
+    """Without the convolutions that `data.auto` chose, the rest of a box head fits by shape."""
+    recipe = repo / "configs/custom/faster_rcnn_lite0_fpn.py"
+    classes, convolutions = "model.roi_heads.num_classes=2", "model.roi_heads.box_head.conv_dims"
+    plain = instantiate(load_config(recipe, [classes]).model)
+    chosen = instantiate(load_config(recipe, [classes, f"{convolutions}=[96, 96]"]).model)
+    content = {"model": chosen.state_dict(), "iterations_done": 2, "images_seen": 4}
+    file = tmp_path / "w.pth"
+    torch.save(content, file)
+    words = (
+        f"the model has no place for 4 tensors of {file} (roi_heads.box_head.conv1.weight,"
+        " roi_heads.box_head.conv1.bias and 2 more), so the weights were trained with other layers;"
+        " use the config.yaml of their run, as `d2ext evaluate RUN` does"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
+        load_weights(plain, str(file), whole=True)
+    load_weights(chosen, str(file), whole=True)
+    load_weights(plain, str(file))  # to start from
+    assert "Unused tensors of the file: roi_heads.box_head.conv1 (2 tensors)" in said()
+    torch.save(content | {"ema": content["model"]}, file)
+    load_weights(chosen, str(file), whole=True)
+    with pytest.raises(UserError, match="no place for 4 tensors of "):
+        load_weights(plain, str(file), whole=True)
+    torch.save({"model": chosen.state_dict()}, file)  # of another program
+    load_weights(plain, str(file), whole=True)
+
+
 def test_evaluation_also_needs_the_norms(tmp_path):
     """Frozen norms have only buffers, and Detectron2 fills in those that a file lacks."""
     state = Detector().state_dict()

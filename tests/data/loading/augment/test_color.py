@@ -100,6 +100,29 @@ def test_jitter_keeps_the_mean_level_with_contrast_alone(image):
         assert np.abs(transform.apply_image(gray) - expected).max() <= 0.51
 
 
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_jitter_equals_a_reference_pixel_by_pixel(image, image_format):
+    """With the same draws: contrast changes the distance to the mean level of the image."""
+    augmentation = ColorJitter(20, (0.6, 1.4), (0.5, 1.5), 12, image_format)
+    given = image if image_format == "RGB" else np.ascontiguousarray(image[..., ::-1])
+    for seed in range(10):
+        np.random.seed(seed)
+        made = augmentation.get_transform(given).apply_image(given)
+        np.random.seed(seed)
+        ranges = ((-20, 20), (0.6, 1.4), (0.5, 1.5), (-12, 12))
+        added, contrast, factor, degrees = (np.random.uniform(*limits) for limits in ranges)
+        expected = np.empty_like(image)
+        for at in np.ndindex(image.shape[:2]):
+            pixel = (image[at] - image.mean()) * contrast + image.mean() + added
+            hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
+            pixel = colorsys.hsv_to_rgb(
+                (hue + degrees / 360) % 1, min(saturation * factor, 1), value
+            )
+            expected[at] = np.clip(np.rint(pixel), 0, 255)
+        made = made if image_format == "RGB" else made[..., ::-1]
+        assert np.abs(made.astype(int) - expected).max() <= 1
+
+
 def test_jitter_draws_every_change_uniformly(image):
     np.random.seed(0)
     augmentation = ColorJitter(20, (0.5, 2), (0.8, 1.2), 5, "RGB")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from d2ext.data.loading.augment.object_crop import ObjectCrop
 from d2ext.errors import UserError
+from tests.data.loading.augment.test_affine import _inside
 
 
 def _crop(seed, shape, boxes, size, tries=10):
@@ -63,6 +64,30 @@ def test_the_place_that_cuts_the_fewest_objects_is_used(seed, scene, size):
     assert fewest <= cut
     if fewest == cut:
         assert (chosen.x0, chosen.y0) == (first.x0, first.y0)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (1, 1), (30, 5)])
+def test_samples_equal_a_reference_pixel_by_pixel(size):
+    """Objects are triangles: the lower left halves of their boxes."""
+    boxes = [[2, 1, 6, 8], [5, 5, 15, 12], [9, 0, 12, 3]]
+    image = np.random.default_rng(0).integers(0, 256, (12, 15, 3)).astype(np.uint8)
+    for seed in range(6):
+        crop = _crop(seed, (12, 15), boxes, size)
+        made, labels = crop.apply_image(image), crop.apply_segmentation(image[..., 0])
+        assert made.shape == (crop.h, crop.w, 3) and labels.shape == (crop.h, crop.w)
+        polygons = [
+            crop.apply_polygons([np.array([[x0, y0], [x0, y1], [x1, y1]], float)])
+            for x0, y0, x1, y1 in boxes
+        ]
+        for row, column in np.ndindex(crop.h, crop.w):
+            y, x = row + crop.y0, column + crop.x0
+            assert np.array_equal(made[row, column], image[y, x])
+            assert labels[row, column] == image[y, x, 0]
+            for (x0, y0, x1, y1), parts in zip(boxes, polygons, strict=True):
+                # A place in the pixel that is on no diagonal.
+                across, down = (x + 0.51 - x0) / (x1 - x0), (y + 0.48 - y0) / (y1 - y0)
+                found = any(_inside((column + 0.51, row + 0.48), part) for part in parts)
+                assert found == (0 < across < down < 1)
 
 
 def test_a_gap_between_objects_is_found():

@@ -103,6 +103,35 @@ def test_masks_equal_albumentations_pixel_by_pixel(tmp_path):
                 assert np.array_equal(made[..., ::-1], expected["image"])
 
 
+@pytest.mark.parametrize(
+    ("transform", "shape", "source"),
+    [
+        (A.HorizontalFlip(p=1), (7, 11), lambda row, column: (row, 10 - column)),
+        (A.VerticalFlip(p=1), (7, 11), lambda row, column: (6 - row, column)),
+        (A.Transpose(p=1), (11, 7), lambda row, column: (column, row)),
+        (A.Crop(2, 1, 9, 6, p=1), (5, 7), lambda row, column: (row + 1, column + 2)),
+        (A.Pad(2, p=1), (11, 15), lambda row, column: (row - 2, column - 2)),
+    ],
+)
+def test_samples_equal_a_reference_pixel_by_pixel(transform, shape, source):
+    image = np.random.default_rng(0).integers(1, 256, (7, 11, 3)).astype(np.uint8)
+    labels = image[..., 0] % 20
+    made = AlbumentationsPipeline([transform]).get_transform(image, None)
+    pixels, new_labels = made.apply_image(image), made.apply_segmentation(labels)
+    assert pixels.shape == (*shape, 3) and new_labels.shape == shape
+    for row, column in np.ndindex(shape):
+        y, x = source(row, column)
+        inside = 0 <= y < 7 and 0 <= x < 11
+        assert np.array_equal(pixels[row, column], image[y, x] if inside else [0] * 3)
+        assert new_labels[row, column] == (labels[y, x] if inside else 255)
+        if inside and (row + column) % 4 == 0:  # each takes a run of the pipeline
+            place = np.array([[x, y, x + 1, y + 1]], float)
+            box = [column, row, column + 1, row + 1]
+            assert made.apply_box(place)[0] == pytest.approx(box, abs=1e-4)
+            moved = made.apply_coords(place[:, :2] + 0.5)[0]
+            assert moved == pytest.approx([column + 0.5, row + 0.5], abs=1e-4)
+
+
 def test_boxes_are_exact_to_fractions_of_a_pixel():
     image = np.zeros((40, 60, 3), np.uint8)
     boxes = np.array([[10.25, 5, 30, 25.5], [50, 30, 70, 44], [3, 3, 3, 3]])

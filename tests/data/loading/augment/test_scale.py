@@ -44,6 +44,45 @@ def test_large_images_are_cropped_anywhere_and_small_ones_are_not_padded():
     assert len(corners) > 20
 
 
+def _weights(place, ratio, side):
+    """Return the weight of each pixel of a side at a place of the new one: a triangle around it.
+
+    When an image shrinks, the triangle covers all pixels that become one.
+    """
+    center, width = (place + 0.5) * ratio, max(ratio, 1)
+    weights = [max(1 - abs(at + 0.5 - center) / width, 0) for at in range(side)]
+    return np.array(weights) / sum(weights)
+
+
+@pytest.mark.parametrize("shape", [(12, 17), (9, 5), (1, 4)])
+def test_samples_equal_a_reference_pixel_by_pixel(shape):
+    """Pixels are weighted means, labels those of the nearest pixel."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    labels = rng.integers(0, 20, shape).astype(np.uint8)
+    sides = set()
+    for seed in range(12):
+        np.random.seed(seed)
+        given_image = T.AugInput(image, boxes=np.array([[1.0, 0, 3, 1]]), sem_seg=labels)
+        resize, crop = LargeScaleJitter([10, 14], [0.4, 2])(given_image).transforms
+        sides.add((crop.h, crop.w))
+        made, made_labels = given_image.image, given_image.sem_seg
+        assert made.shape == (crop.h, crop.w, 3) and made_labels.shape == (crop.h, crop.w)
+        down, across = shape[0] / resize.new_h, shape[1] / resize.new_w
+        for row, column in np.ndindex(crop.h, crop.w):
+            y, x = row + crop.y0, column + crop.x0
+            rows, columns = _weights(y, down, shape[0]), _weights(x, across, shape[1])
+            expected = np.einsum("r,c,rck->k", rows, columns, image)
+            assert np.abs(made[row, column] - expected).max() < 2  # Pillow rounds twice
+            place = np.array([(y + 0.5) * down, (x + 0.5) * across])
+            if np.abs(place - place.round()).min() > 1e-6:  # not between two pixels
+                assert made_labels[row, column] == labels[tuple(place.astype(int))]
+        assert given_image.boxes[0] == pytest.approx(
+            [1 / across - crop.x0, -crop.y0, 3 / across - crop.x0, 1 / down - crop.y0]
+        )
+    assert len(sides) > 3
+
+
 @pytest.mark.parametrize("scale", [[0, 1], [2, 1], 2])
 def test_impossible_scales_are_refused(scale):
     with pytest.raises(ValueError, match="scale=.*positive"):
