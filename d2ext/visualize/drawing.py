@@ -50,7 +50,7 @@ def draw_mask(
     ]
     if not any(outlines):
         return
-    line = line_width(picture, 1000)
+    line = line_width(picture, 1500)
     points = np.concatenate([outline[:, 0] for shape in outlines for outline in shape]) >> _BITS
     left, top = np.clip(points.min(0) - line, 0, picture.shape[1::-1])
     right, bottom = np.clip(points.max(0) + line + 2, 0, picture.shape[1::-1])
@@ -68,8 +68,13 @@ def draw_mask(
 
 def draw_box(picture: np.ndarray, box: np.ndarray, color: Color) -> None:
     """Draw the sides of a box (x0, y0, x1, y1), which `bounded` returned."""
-    first, last = np.floor(box[:2]), np.ceil(box[2:]) - 1
-    cv2.rectangle(picture, first.astype(int), last.astype(int), color, line_width(picture, 500))
+    line = line_width(picture, 400)
+    first, last = np.floor(box[:2]) - line // 2, np.ceil(box[2:]) + line // 2
+    places = np.clip([first, first + line, last - line, last], 0, picture.shape[1::-1])
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = places.astype(int).tolist()
+    # Not cv2.rectangle, whose versions draw the same thickness in different widths.
+    picture[y0:y1, x0:x3] = picture[y2:y3, x0:x3] = color
+    picture[y0:y3, x0:x1] = picture[y0:y3, x2:x3] = color
 
 
 def draw_line(picture: np.ndarray, start: np.ndarray, end: np.ndarray, color: Color) -> None:

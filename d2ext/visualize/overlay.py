@@ -254,7 +254,7 @@ def draw_segmentation(photo: np.ndarray, segmentation: Segmentation, metadata: A
             names[k] = name if font_has(name) else f"class {segment.category}"
     colors = palette[labels]
     mixed = cv2.addWeighted(photo, 0.5, colors, 0.5, 0)
-    reach = 2 * line_width(photo, 1000) + 1
+    reach = 2 * line_width(photo, 1500) + 1
     steps = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((reach, reach), np.uint8))
     cv2.copyTo(colors, (steps > 0).astype(np.uint8), mixed)
     picture = np.array(photo)
