@@ -16,7 +16,7 @@ from common import ORIGINALS, RESULTS, ROOT
 
 SCRIPTS = (
     "startup via_to_coco mapper check_dataset coco_size evaluation roi_align training inference"
-    " predict_onnx loop_overhead processes intervals interval_coverage"
+    " predict_onnx overlays loop_overhead processes intervals interval_coverage"
 ).split()
 TABLE = Path(__file__).parent / "RESULTS.md"
 
@@ -33,6 +33,8 @@ FIGURES = {
     "inference_r50": ("evaluation, R50-FPN", "inference_on_dataset, COCOEvaluator", 1.5),
     "inference_lite0": ("evaluation, lite0", "inference_on_dataset, COCOEvaluator", 1.5),
     "predict_onnx": ("prediction with an exported file, lite0", "Detectron2's model", 2.5),
+    "overlays": ("100 objects with masks drawn on a photo of 1024 pixels", "Visualizer", 30),
+    "overlays_video": ("objects drawn on a video of 30 frames, lite0", "all of its prediction", 10),
     "start": ("command to first step, lite0", "stock.py", None),
     "peak_rss": ("peak memory of the demo", "stock.py", 1.25),
     "loop_overhead": ("time that the loop adds to a step", "SimpleTrainer", None),

@@ -22,7 +22,7 @@ from d2ext.errors import UserError, format_exception
 from d2ext.inspect.samples import Split, open_split
 from d2ext.terminal import progress
 from d2ext.text import plural
-from d2ext.visualize.overlay import font_has
+from d2ext.visualize.drawing import font_has
 from d2ext.visualize.sheets import AnnotatedImage, make_figures, make_tile, write_html, write_jpegs
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from d2ext.visualize.overlay import draw_instances, draw_segmentation
 logger = logging.getLogger(__name__)
 
 _INFO = {"description": "d2ext predict"}  # marks images.json, and so the folder, as ours
-_LONGEST = 4096  # pixels of the longer side of an overlay
+_LONGEST = 4096  # pixels of the longer side of an overlay, which viewers open quickly
 _MAX_SHOWN = 10  # unreadable files to list
 _TABLES = ("detections.csv", "counts.csv")
 # Every OpenCV build writes VP8 in WebM and browsers play it; there is no encoder for H.264.
@@ -253,7 +253,7 @@ class _Overlay:
     def __call__(self, prediction: Prediction) -> np.ndarray:
         photo, segmentation = prediction.image, prediction.segmentation
         height, width = photo.shape[:2]
-        if max(height, width) > _LONGEST:  # drawing takes many bytes per pixel
+        if max(height, width) > _LONGEST:
             scale = _LONGEST / max(height, width)
             size = max(round(width * scale), 1), max(round(height * scale), 1)
             photo = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)

@@ -3,26 +3,31 @@
 import colorsys
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import cv2
-import matplotlib
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
-from detectron2.utils.visualizer import Visualizer
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageDraw, ImageFont
 
-from d2ext.data.formats.rle import compressed
+from d2ext.data.formats.rle import run_lengths
 from d2ext.data.loading.image_io import read_photo
 from d2ext.data.segmentation import Segmentation, annotated_segmentation
-from d2ext.data.tiles.runs import decoded
 from d2ext.errors import UserError
+from d2ext.visualize.drawing import (
+    Color,
+    Labels,
+    bounded,
+    draw_box,
+    draw_line,
+    draw_mask,
+    draw_point,
+    font_has,
+    line_width,
+)
 
 # Range in pixels of a picture's long side, so that big photos are drawn quickly, and labels on
 # small images are readable.
@@ -30,8 +35,7 @@ _LONG_SIDE = (512, 1024)
 _UNKNOWN = (640, 480)  # size of the gray picture for an image that cannot be read
 _HEADER, _GAP = 36, 6
 _LIKELY = 0.05  # score of a keypoint above which it is drawn, as in Detectron2
-
-Color = tuple[float, float, float]
+_FINE = 512  # pixels of the long side of a label map in which places for labels are searched
 
 
 def write_overlays(
@@ -184,43 +188,42 @@ def draw_instances(
     if not instances:
         return photo
     scale = np.array([photo.shape[1] / size[0], photo.shape[0] / size[1]])
-    boxes = [
+    corners = [
         BoxMode.convert(x["bbox"], x.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
         for x in instances
     ]
+    boxes = bounded(corners * np.tile(scale, 2))
     if by_class:
-        colors = [
-            tuple(v / 255 for v in class_color(x["category_id"], metadata)) for x in instances
-        ]
+        colors = [class_color(x["category_id"], metadata) for x in instances]
     else:
-        colors = _colors(instances, metadata)
-    # A "$" in a class name does not start a formula.
-    with matplotlib.rc_context({"text.parse_math": False}):
-        visualizer = Visualizer(photo)
-        visualizer.overlay_instances(
-            boxes=np.asarray(boxes) * np.tile(scale, 2),
-            masks=[_outlines(x.get("segmentation"), scale) for x in instances],
-            labels=[_label(x, metadata) for x in instances] if labels else None,
-            assigned_colors=colors,
-            alpha=0.4,
-        )
-        for x, color in zip(instances, colors, strict=True):
-            if x.get("keypoints"):
-                points = np.array(x["keypoints"]).reshape(-1, 3) * [*scale, 1]
-                _draw_keypoints(visualizer, points, metadata, color)
-        return visualizer.get_output().get_image()
+        colors = _colors([x["category_id"] for x in instances], metadata)
+    shapes = _shapes(instances, scale)
+    picture = np.array(photo)
+    # Small objects are drawn last, so that large ones do not hide them.
+    order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")
+    for k in order:
+        draw_box(picture, boxes[k], colors[k])
+        draw_mask(picture, shapes[k], colors[k], 0.4)
+    for x, color in zip(instances, colors, strict=True):
+        if x.get("keypoints"):
+            points = np.array(x["keypoints"]).reshape(-1, 3) * [*scale, 1]
+            _draw_keypoints(picture, points, metadata, color)
+    if labels:
+        written = Labels(picture)
+        for k in order:
+            written.at_box(_label(instances[k], metadata), boxes[k], colors[k])
+    return picture
 
 
-def _draw_keypoints(visualizer: Visualizer, points: np.ndarray, metadata: Any, color: Any) -> None:
+def _draw_keypoints(picture: np.ndarray, points: np.ndarray, metadata: Any, color: Color) -> None:
     """Draw the keypoints (K, 3) of an object that are labeled or likely, and their connections."""
     names = getattr(metadata, "keypoint_names", None) or range(len(points))
     seen = {name: p[:2] for name, p in zip(names, points, strict=False) if p[2] > _LIKELY}
     for first, second, line_color in getattr(metadata, "keypoint_connection_rules", None) or ():
         if first in seen and second in seen:
-            xs, ys = zip(seen[first], seen[second], strict=True)
-            visualizer.draw_line(xs, ys, tuple(v / 255 for v in line_color))
+            draw_line(picture, seen[first], seen[second], _rgb(line_color))
     for place in seen.values():
-        visualizer.draw_circle(place, color)
+        draw_point(picture, place, color)
 
 
 def draw_segmentation(photo: np.ndarray, segmentation: Segmentation, metadata: Any) -> np.ndarray:
@@ -236,19 +239,43 @@ def draw_segmentation(photo: np.ndarray, segmentation: Segmentation, metadata: A
         Array (H, W, 3), uint8, RGB.
     """
     labels = cv2.resize(segmentation.labels, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    shades = _colors([{"category_id": s.category} for s in segmentation.segments], metadata)
-    visualizer = Visualizer(photo)
-    with matplotlib.rc_context({"text.parse_math": False}):
-        for k, (segment, shade) in enumerate(zip(segmentation.segments, shades, strict=True), 1):
-            if segment.is_thing:
-                name, color = class_name(segment.category, metadata), shade
-            else:
-                name, color = _stuff(segment.category, metadata)
-            # Detectron2's semantic labels of panoptic data have one class for all objects.
-            if name != "things":
-                name = name if font_has(name) else f"class {segment.category}"
-                visualizer.draw_binary_mask(labels == k, color, text=name)
-    return visualizer.get_output().get_image()
+    shades = _colors([s.category for s in segmentation.segments], metadata)
+    palette = np.zeros((len(shades) + 1, 3), np.uint8)
+    names: dict[int, str] = {}
+    for k, (segment, shade) in enumerate(zip(segmentation.segments, shades, strict=True), 1):
+        if segment.is_thing:
+            name, palette[k] = class_name(segment.category, metadata), shade
+        else:
+            name, palette[k] = _stuff(segment.category, metadata)
+        # Detectron2's semantic labels of panoptic data have one class for all objects.
+        if name == "things":
+            labels[labels == k] = 0
+        else:
+            names[k] = name if font_has(name) else f"class {segment.category}"
+    colors = palette[labels]
+    mixed = cv2.addWeighted(photo, 0.5, colors, 0.5, 0)
+    reach = 2 * line_width(photo, 1500) + 1
+    steps = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((reach, reach), np.uint8))
+    cv2.copyTo(colors, (steps > 0).astype(np.uint8), mixed)
+    picture = np.array(photo)
+    cv2.copyTo(mixed, (labels > 0).astype(np.uint8), picture)
+    written = Labels(picture)
+    for k, name in names.items():
+        for place in _centers(labels, k):
+            written.centered(name, place, _rgb(palette[k]))
+    return picture
+
+
+def _centers(labels: np.ndarray, k: int) -> Iterator[tuple[int, int]]:
+    """Yield x and y of the innermost pixel of a region's largest part, and of other large ones."""
+    step = -(-max(labels.shape) // _FINE)
+    region = np.pad(labels[::step, ::step] == k, 1).astype(np.uint8)
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(region)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    for part in np.flatnonzero(areas >= min(areas.max(initial=0), region.size / 10)) + 1:
+        depth = cv2.distanceTransform((parts == part).astype(np.uint8), cv2.DIST_L2, 3)
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        yield (x - 1) * step, (y - 1) * step
 
 
 def _stuff(category: int, metadata: Any) -> tuple[str, Color]:
@@ -258,34 +285,43 @@ def _stuff(category: int, metadata: Any) -> tuple[str, Color]:
     known = category < len(palette)
     return (
         names[category] if category < len(names) else f"class {category}",
-        tuple(v / 255 for v in palette[category]) if known else _hue(category),
+        _rgb(palette[category]) if known else _hue(category),
     )
 
 
-def _outlines(segmentation: Any, scale: np.ndarray) -> list[np.ndarray]:
-    """Return the polygons that Visualizer draws for polygons or RLE, in the photo's size.
+def _shapes(instances: Sequence[dict], scale: np.ndarray) -> list[list[list[np.ndarray]]]:
+    """Return the shapes of each object's mask for `draw_mask`, in the size of the picture."""
+    masks = [x.get("segmentation") for x in instances]
+    rles = [mask for mask in masks if isinstance(mask, dict)]
+    runs = iter(run_lengths([rle["counts"] for rle in rles]))
+    shapes = []
+    for mask in masks:
+        if isinstance(mask, dict):
+            parts = [_traced(next(runs), mask["size"][0])]
+        else:
+            polygons = (np.asarray(p, dtype=float).reshape(-1, 2) for p in mask or ())
+            parts = [[polygon] for polygon in polygons if len(polygon) > 2]
+        shapes.append([[outline * scale for outline in part] for part in parts])
+    return shapes
 
-    Visualizer would trace the same outlines in bitmaps of the size of the photo, all at once.
+
+def _traced(runs: np.ndarray, height: int) -> list[np.ndarray]:
+    """Return the outlines (N, 2) of a mask, in the columns that it covers only.
+
+    Args:
+        runs: Lengths of alternating runs of background and object, column by column.
+        height: Height of the image.
     """
-    if isinstance(segmentation, dict):
-        polygons = _traced(segmentation)
-    else:
-        polygons = [np.asarray(p, dtype=float) for p in segmentation or ()]
-    return [(p.reshape(-1, 2) * scale).reshape(-1) for p in polygons if p.size >= 6]
-
-
-def _traced(rle: dict[str, Any]) -> list[np.ndarray]:
-    """Return the outlines of a mask, in the pixels of its box only."""
-    (runs,) = decoded([compressed(rle)])
-    x0, y0, x1, y1 = runs.box
-    if x0 == x1:
+    runs = runs[: len(runs) // 2 * 2]  # up to the end of the object
+    if not len(runs):
         return []
-    bitmap = mask_util.decode(runs.moved(-x0, -y0).encoded(y1 - y0, x1 - x0))
-    # The arguments of Visualizer; its coordinates are the centers of pixels.
-    contours, _ = cv2.findContours(
-        np.ascontiguousarray(bitmap), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
-    )
-    return [contour.reshape(-1, 2) + (x0 + 0.5, y0 + 0.5) for contour in contours]
+    first = runs[0] // height
+    runs = np.append(runs, -runs.sum() % height)
+    runs[0] -= first * height
+    pixels = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(-1, height)
+    contours, _ = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    # The rows of `pixels` are columns of the image. Add halves for the centers of pixels.
+    return [contour[:, 0, ::-1] + (first + 0.5, 0.5) for contour in contours]
 
 
 def _label(instance: dict, metadata: Any) -> str:
@@ -311,45 +347,38 @@ def class_name(category: int, metadata: Any) -> str:
     return names[category] if 0 <= category < len(names) else f"class {category}"
 
 
-def class_color(category: int, metadata: Any) -> tuple[int, int, int]:
+def class_color(category: int, metadata: Any) -> Color:
     """Return the RGB color of a class (0 to 255), from the dataset or far from its neighbors'."""
     palette = getattr(metadata, "thing_colors", None) or ()
     if 0 <= category < len(palette):
-        return tuple(palette[category])
-    return tuple(round(255 * v) for v in _hue(category))
-
-
-@cache
-def label_font() -> str:
-    """Return the path of the font for labels."""
-    return findfont(FontProperties(family=["sans-serif"]))
-
-
-@cache
-def _glyphs() -> frozenset[str]:
-    return frozenset(map(chr, get_font(label_font()).get_charmap()))
-
-
-def font_has(text: str) -> bool:
-    """Return whether the label font has all characters of a text; DejaVu Sans has no Chinese."""
-    return set(text) <= _glyphs()
+        return _rgb(palette[category])
+    return _hue(category)
 
 
 def _hue(k: int) -> Color:
     """Return the k-th hue; steps of the golden ratio keep any number of hues distinct."""
-    return colorsys.hls_to_rgb((k * 0.618034) % 1, 0.55, 0.9)
+    return _from_hls((k * 0.618034) % 1, 0.55, 0.9)
 
 
-def _colors(instances: list[dict], metadata: Any) -> list[Color]:
-    """Return a color for each instance: shades of its class's color, or any hue with one class."""
+def _colors(categories: Sequence[int], metadata: Any) -> list[Color]:
+    """Return a color for each object: shades of its class's color, or any hue with one class."""
     palette = getattr(metadata, "thing_colors", None) or ()
     colors = []
-    for k, instance in enumerate(instances):
-        c = instance["category_id"]
+    for k, c in enumerate(categories):
         if len(palette) > 1 and c < len(palette):
             hue, light, saturation = colorsys.rgb_to_hls(*(v / 255 for v in palette[c]))
             light = min(max(light + (0, 0.15, -0.15)[k % 3], 0.2), 0.8)
-            colors.append(colorsys.hls_to_rgb(hue, light, saturation))
+            colors.append(_from_hls(hue, light, saturation))
         else:
             colors.append(_hue(k))
     return colors
+
+
+def _from_hls(hue: float, light: float, saturation: float) -> Color:
+    return _rgb(255 * v for v in colorsys.hls_to_rgb(hue, light, saturation))
+
+
+def _rgb(values: Iterable[float]) -> Color:
+    """Return a color as OpenCV takes it, which refuses integers of numpy."""
+    red, green, blue = (round(float(v)) for v in values)
+    return red, green, blue

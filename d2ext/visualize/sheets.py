@@ -10,17 +10,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from d2ext.html import page_template
-from d2ext.visualize.overlay import (
-    class_color,
-    class_name,
-    draw_instances,
-    font_has,
-    label_font,
-    mark,
-)
+from d2ext.visualize.drawing import font, font_has, ink
+from d2ext.visualize.overlay import class_color, class_name, draw_instances, mark
 
 # Sizes in pixels. A JPEG page has _ACROSS x _DOWN cells with a strip of text above a picture.
 _CELL, _STRIP, _GAP, _MARGIN = (440, 330), 26, 8, 16
@@ -93,7 +87,6 @@ def make_tile(entry: Entry, metadata: Any) -> Image.Image:
     (w, h), count = _CELL, len(entry)
     tile = Image.new("RGB", (count * w + (count - 1) * _GAP, h + _STRIP), _CARD)
     draw = ImageDraw.Draw(tile)
-    font = ImageFont.truetype(label_font(), 13)
     for i, view in enumerate(entry):
         left = i * (w + _GAP)
         picture = Image.fromarray(_drawn(view, metadata, _CELL, labels=True))
@@ -101,10 +94,10 @@ def make_tile(entry: Entry, metadata: Any) -> Image.Image:
         corner = left + (w - picture.width) // 2, _STRIP + (h - picture.height) // 2
         tile.paste(picture, corner)
         right = left + w - 8
-        draw.text((right, _STRIP / 2), view.facts, _DIM, font, anchor="rm")
-        room = w - 28 - draw.textlength(view.facts, font)
-        title = _shortened(view.title, lambda t, room=room: draw.textlength(t, font) <= room)
-        draw.text((left + 8, _STRIP / 2), title, _INK, font, anchor="lm")
+        draw.text((right, _STRIP / 2), view.facts, _DIM, font(13), anchor="rm")
+        room = w - 28 - draw.textlength(view.facts, font(13))
+        title = _shortened(view.title, lambda t, room=room: draw.textlength(t, font(13)) <= room)
+        draw.text((left + 8, _STRIP / 2), title, _INK, font(13), anchor="lm")
     return tile
 
 
@@ -200,5 +193,5 @@ def _labels(view: AnnotatedImage, metadata: Any) -> Iterator[dict[str, Any]]:
             "at": round(100 * min(max(at / w, 0), 1), 2),
             "top": round(100 * min(max(y0 / h, 0), 0.96), 2),
             "color": "rgb({}, {}, {})".format(*color),
-            "ink": "#000" if np.dot(color, (0.3, 0.59, 0.11)) > 140 else "#fff",
+            "ink": "rgb({}, {}, {})".format(*ink(color)),
         }

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from d2ext.visualize.overlay import class_color, font_has
+from d2ext.visualize.drawing import font_has
+from d2ext.visualize.overlay import class_color
 from d2ext.visualize.sheets import AnnotatedImage, make_figures, make_tile, write_html, write_jpegs
 
 CLASSES = SimpleNamespace(thing_classes=["box", "气球"], thing_colors=[(0, 200, 0), (0, 0, 200)])
