@@ -125,7 +125,6 @@ def test_half_precision_page_is_within_its_tolerance(show, float16, expected_row
     limits = TOLERANCES["float16"]
     within = (found.boxes <= limits["boxes"]) & (found.scores <= limits["scores"])
     within &= found.masks <= limits["masks"]
-    print(found.objects, found.alone, within.sum() / (found.alone + len(within)))
     assert found.objects > 13 * 20
     assert within.sum() / (found.alone + len(within)) >= limits["within"]
 
