@@ -138,7 +138,9 @@ def test_exported_models_are_listed_with_their_proofs(tmp_path):
     special = passed | {"file": "c.onnx", "page": "my page #1?.html"}
     elsewhere = passed | {"file": "d.onnx", "page": "/elsewhere/100%.html"}
     write_run(tmp_path)
-    (tmp_path / "export.json").write_text(json.dumps({"exports": [passed, failed, special, elsewhere]}))
+    (tmp_path / "export.json").write_text(
+        json.dumps({"exports": [passed, failed, special, elsewhere]})
+    )
     shown = page(tmp_path)
     for text in (
         *("Exported models", "export/model.onnx", "float16 · 9.9 MB", "47.4"),
