@@ -22,6 +22,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from d2ext.data.formats.images import images_in
+from d2ext.text import plural
 
 WIDTH, HEIGHT = 900, 1000  # of the picture, in pixels
 
@@ -56,6 +57,8 @@ def main() -> None:
     parser.add_argument("--photo", type=int, default=1, help="photo of the picture (1)")
     args = parser.parse_args()
     photos = [args.photos / name for name in images_in(args.photos)]
+    if len(photos) < 2:
+        parser.error(f"{args.photos} has {plural(len(photos), 'photo')}; give at least 2")
     with sync_playwright() as playwright:
         path = shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])

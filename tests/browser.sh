@@ -13,4 +13,4 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null; then
         echo "tests: chromium can be installed only as root on Debian"
     fi
 fi
-exec "$python" -m pytest "$here/report/test_browser.py" "$here/export/test_page_browser.py" "$@"
+exec "$python" -m pytest "$here/report/test_browser.py" "$here"/export/test_page_{browser,controls}.py "$@"

@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -41,26 +42,27 @@ def write_page(model_file: Path, output: Path) -> None:
     """
     content, info = _read(model_file)
     runtime = (_RUNTIME / "ort.wasm.min.js").read_bytes()
-    script = _code("masks.js", "draw.js", "page.js")
+    script = _code("masks.js", "turn.js", "draw.js", "page.js")
     style = Path(report.__file__).with_name("style.html").read_text("utf-8") + _code("page.css")
     page = page_template(_HERE / "page.html").render(
         title=info.provenance.run or info.architecture,
         summary=" · ".join(_summary(info)),
         facts=list(_facts(info)),
         limits=list(_limits(info)),
-        lowest=int(100 * info.score_threshold) / 100,
+        lowest=math.floor(round(100 * info.score_threshold, 6)) / 100,
         shown=max(info.shown_score_threshold, info.score_threshold),
         about=_embedded(info),
         style=Markup(style),
         style_hash=_hash(style),
         script=Markup(script),
         script_hash=_hash(script),
-        worker=Markup(_code("resize.js", "photo.js", "worker.js")),
+        worker=Markup(_code("resize.js", "turn.js", "photo.js", "worker.js")),
         packed={
             "runtime": _packed(gzip.compress(runtime, mtime=0)),
             "glue": _packed(gzip.compress((_RUNTIME / f"{_WASM}.mjs").read_bytes(), mtime=0)),
             "wasm": _packed((_RUNTIME / f"{_WASM}.wasm.gz").read_bytes()),
             "onnx": _packed(gzip.compress(content, mtime=0)),
+            "notices": _packed((_RUNTIME / "ThirdPartyNotices.txt.gz").read_bytes()),
         },
         runtime_version=re.search(rb"Web v([\d.]+)", runtime)[1].decode(),
         license=(_RUNTIME / "LICENSE").read_text("utf-8"),
@@ -146,8 +148,9 @@ def _limits(info: ModelInfo) -> Iterator[str]:
         " refers to the pixels of the photo."
     )
     yield (
-        "The browser decodes the photos: JPEG, PNG, WebP, GIF, BMP and usually AVIF, of animations"
-        " the first image. Only Safari reads TIFF and HEIC, and no browser raw files."
+        "The browser decodes the photos: JPEG, PNG, WebP, GIF, BMP and usually AVIF; only the"
+        " first frame of an animation is used. TIFF and HEIC work only in Safari, camera raw files"
+        " nowhere."
     )
     yield (
         "Files that are damaged or cut off, and photos of more than 179 megapixels, are skipped."

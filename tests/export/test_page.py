@@ -8,27 +8,21 @@ import re
 
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from d2ext.errors import UserError
 from d2ext.export.page import write_page
-from d2ext.predict.onnx_info import ModelInfo, Provenance, to_metadata
+from d2ext.predict.onnx_info import Provenance
+from tests.export.pages import write_model
 
 EVIL = "</script><!--<b>"
 
 
-def write_model(file, **changes):
-    """Write an ONNX file with metadata, whose graph is of no use."""
-    values = dict(
-        architecture="Mask R-CNN",
+@pytest.fixture
+def page(tmp_path):
+    """Return the text of a page, and the model in it."""
+    model = write_model(
+        tmp_path / "model.onnx",
         classes=["balloon", EVIL],
-        channels="RGB",
-        short_edge=640,
-        max_size=1280,
-        score_threshold=0.05,
-        nms_threshold=0.5,
-        max_objects=100,
-        mask_size=28,
         precision="float16",
         provenance=Provenance(
             run=f"run {EVIL}",
@@ -38,21 +32,6 @@ def write_model(file, **changes):
             versions={"d2ext": "0.2"},
         ),
     )
-    info = ModelInfo(**values | changes)
-    value = helper.make_tensor_value_info("image", TensorProto.UINT8, [1])
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["image"], ["image"])], "g", [value], []
-    )
-    model = helper.make_model(graph)
-    helper.set_model_props(model, to_metadata(info))
-    onnx.save(model, file)
-    return file
-
-
-@pytest.fixture
-def page(tmp_path):
-    """Return the text of a page, and the model in it."""
-    model = write_model(tmp_path / "model.onnx")
     write_page(model, tmp_path / "pages" / "page.html")
     return (tmp_path / "pages" / "page.html").read_text(), model.read_bytes()
 
@@ -69,6 +48,8 @@ def test_everything_is_in_one_file(page, repo):
     assert wasm.startswith(b"\0asm") and len(wasm) > 10_000_000
     assert len(html) < 5_500_000  # without a real model, of which lite0's needs 13 MB
     assert (repo / "d2ext/export/onnxruntime_web/LICENSE").read_text()[:60] in html
+    notices = gzip.decompress(base64.b64decode(part(html, "notices"))).decode()
+    assert notices.startswith("THIRD PARTY SOFTWARE NOTICES") and "protobuf" in notices
 
 
 def test_the_policy_allows_only_the_code_of_the_page(page):
@@ -95,14 +76,12 @@ def test_names_are_escaped_and_facts_shown(page):
 
 
 def test_the_threshold_starts_where_predict_shows_objects(tmp_path):
-    for lowest, shown in ((0.05, 0.5), (0.7, 0.7)):
+    for lowest, shown in ((0.05, 0.5), (0.29, 0.5), (0.7, 0.7)):
         model = write_model(
             tmp_path / "m.onnx",
             score_threshold=lowest,
-            precision="float32",
             mask_size=0,
             architecture="Faster R-CNN",
-            provenance=Provenance(),
         )
         write_page(model, tmp_path / "page.html")
         html = (tmp_path / "page.html").read_text()
@@ -133,11 +112,11 @@ def test_bad_models_are_named(tmp_path):
 
 
 def test_onnxruntime_web_is_unchanged(repo):
-    """The README next to the files has the hashes of the npm package."""
+    """The README next to the files has the hashes of the packages that they come from."""
     folder = repo / "d2ext/export/onnxruntime_web"
     readme = (folder / "README.md").read_text()
     files = re.findall(r"^    ([0-9a-f]{64})  (\S+)$", readme, re.MULTILINE)
-    assert len(files) == 3
+    assert len(files) == 5
     for digest, name in files:
         packed = folder / f"{name}.gz"
         content = gzip.decompress(packed.read_bytes()) if packed.exists() else b""

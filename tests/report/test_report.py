@@ -135,8 +135,12 @@ def test_exported_models_are_listed_with_their_proofs(tmp_path):
     }
     failed = passed | {"file": "/elsewhere/b.onnx.unverified", "failures": ["AP is 3"]}
     del failed["page"]
+    special = passed | {"file": "c.onnx", "page": "my page #1?.html"}
+    elsewhere = passed | {"file": "d.onnx", "page": "/elsewhere/100%.html"}
     write_run(tmp_path)
-    (tmp_path / "export.json").write_text(json.dumps({"exports": [passed, failed]}))
+    (tmp_path / "export.json").write_text(
+        json.dumps({"exports": [passed, failed, special, elsewhere]})
+    )
     shown = page(tmp_path)
     for text in (
         *("Exported models", "export/model.onnx", "float16 · 9.9 MB", "47.4"),
@@ -144,9 +148,8 @@ def test_exported_models_are_listed_with_their_proofs(tmp_path):
         *("98.0% of the objects", "/elsewhere/b.onnx.unverified", "AP is 3"),
     ):
         assert text in shown.text, text
-    assert [value for name, value in shown.attributes if name == "href" and "page" in value] == [
-        "page.html"
-    ]
+    links = [value for name, value in shown.attributes if name == "href" and ".html" in value]
+    assert links == ["page.html", "my%20page%20%231%3F.html", "file:///elsewhere/100%25.html"]
     assert shown.text.count("failed its verification") == 1
     (tmp_path / "export.json").write_text("{")
     damaged = page(tmp_path).text

@@ -2,20 +2,23 @@
 // Load the model into a worker, take photos, show what it finds, and save it.
 //
 // <html data-state> is "loading", "ready", "busy" while photos are processed, "done", or "failed"
-// if the model cannot be loaded.
+// if the model cannot be loaded or has crashed.
 
-const PIECE = 4 << 20; // letters of base64 to decode at a time; a multiple of 4
+const PIECE = 4 << 20; // characters of base64 to decode at a time; a multiple of 4
 const DRAWN = 4096; // long side of a drawing at most, in pixels
 
 const model = JSON.parse(byId("about").textContent);
-const photos = []; // that could be read, in the order of their image ids, which start with 1
+const photos = []; // photos that were read, in the order of their image ids, which start with 1
 const skipped = []; // {name, reason}
-const queue = [];
-const answers = new Map(); // id of a message to the worker -> how to take the answer
+const queue = []; // files to process
+const totals = new Map(); // class -> number of objects with the chosen score in all photos
+const answers = new Map(); // id of a message to the worker -> its resolve and reject
 let asked = 0; // messages to the worker so far
 let worker;
 let shown = -1; // index of the photo on the screen
-let bitmap = null; // its pixels
+let bitmap = null; // its pixels; null until they are decoded
+let isOutdated = false; // whether the screen is about to be updated
+let failure = ""; // why the model does not work
 
 function byId(id) {
   return document.getElementById(id);
@@ -23,12 +26,30 @@ function byId(id) {
 
 function setState(state) {
   document.documentElement.dataset.state = state;
+  byId("files").disabled = state === "loading" || state === "failed";
+  const isPartial = state === "busy" || !photos.length;
+  for (const id of ["save-json", "save-images"]) byId(id).disabled = isPartial;
 }
 
+/** Show a status, with the `share` of the work that is done if it is given; 0 means unknown. */
 function say(text, share) {
-  byId("status").textContent = text;
-  byId("progress").hidden = share === undefined;
-  if (share !== undefined) byId("progress").value = share;
+  const bar = byId("progress");
+  if (byId("status").textContent !== text) byId("status").textContent = text;
+  bar.hidden = share === undefined;
+  if (share) bar.value = share;
+  else bar.removeAttribute("value");
+}
+
+function fail(text) {
+  failure ||= text;
+  queue.length = 0;
+  setState("failed");
+  say(failure);
+}
+
+/** Let the browser draw and handle events. */
+function pause() {
+  return new Promise((resume) => setTimeout(resume));
 }
 
 function plural(count, word) {
@@ -48,7 +69,7 @@ async function unpacked(id, advance) {
     const piece = atob(text.slice(from, from + PIECE));
     for (let i = 0; i < piece.length; i += 1, at += 1) packed[at] = piece.charCodeAt(i);
     advance(piece.length);
-    await new Promise((resume) => setTimeout(resume)); // let the browser draw
+    await pause();
   }
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
@@ -74,7 +95,10 @@ function startWorker(...code) {
   };
   worker.onerror = (event) => {
     event.preventDefault();
-    for (const { reject } of answers.values()) reject(new Error(event.message || "it crashed"));
+    worker.terminate();
+    const reason = event.message || "it crashed";
+    fail(`The model stopped working: ${reason}. Save what you need, then reload the page.`);
+    for (const { reject } of answers.values()) reject(new Error(`stopped the model: ${reason}`));
     answers.clear();
   };
 }
@@ -100,31 +124,39 @@ async function load() {
 
 // Photos
 
-/** Process files one after the other, in the order of their names. */
-async function take(files) {
+/** Add files to the queue, in the order of their names. */
+function take(files) {
   const { state } = document.documentElement.dataset;
-  if (state === "loading" || state === "failed" || !files.length) return;
-  queue.push(...[...files].sort((a, b) => (a.name < b.name ? -1 : 1)));
-  if (state === "busy") return;
+  if (failure) return;
+  queue.push(...files.sort((a, b) => (a.name < b.name ? -1 : Number(a.name > b.name))));
+  if (queue.length && ["ready", "done"].includes(state)) work();
+}
+
+/** Process the files in the queue one after the other. */
+async function work() {
   setState("busy");
   for (let done = 0; queue.length; done += 1) {
     const file = queue.shift();
-    say(`${file.name}: photo ${done + 1} of ${done + 1 + queue.length}`,
-      done / (done + 1 + queue.length));
+    const total = done + 1 + queue.length;
+    say(`${file.name}: photo ${done + 1} of ${total}`, done / total);
     try {
-      addPhoto(file, await ask("detect", { file }));
+      addPhoto(await ask("detect", { file }));
     } catch (error) {
       skipped.push({ name: file.name, reason: error.message });
       showSkipped();
     }
-    showCounts();
+  }
+  if (failure) {
+    fail(failure);
+    return;
   }
   setState("done");
   const lost = skipped.length ? `, ${skipped.length} skipped` : "";
-  say(`${plural(photos.length, "photo")} with ${plural(countAll(), "object")}${lost}.`);
+  const objects = [...totals.values()].reduce((sum, count) => sum + count, 0);
+  say(`${plural(photos.length, "photo")} with ${plural(objects, "object")}${lost}.`);
 }
 
-function addPhoto(file, found) {
+function addPhoto(found) {
   const cells = model.mask_size ** 2;
   const objects = Array.from(found.scores, (score, i) => ({
     score,
@@ -133,14 +165,16 @@ function addPhoto(file, found) {
     mask: found.masks && found.masks.subarray(cells * i, cells * (i + 1)),
   }));
   objects.sort((a, b) => b.score - a.score);
-  const { width, height, note } = found;
-  photos.push({ file, name: file.name, width, height, note, objects });
+  const { file, orientation, width, height, note } = found;
+  photos.push({ name: file.name, file, orientation, width, height, note, objects });
   const button = document.createElement("button");
   const place = photos.length - 1;
   button.type = "button";
   button.addEventListener("click", () => show(place));
   byId("photos").append(document.createElement("li"));
   byId("photos").lastChild.append(button);
+  countPhoto(place);
+  showTable();
   if (shown < 0) show(place);
 }
 
@@ -153,83 +187,94 @@ function kept(photo) {
   return photo.objects.filter((object) => object.score >= threshold());
 }
 
-function countAll() {
-  return photos.reduce((sum, photo) => sum + kept(photo).length, 0);
-}
-
 // The screen
 
 /** Show a photo; read its file again, so that only one photo is in memory. */
 async function show(place) {
   shown = place;
   const photo = photos[place];
-  showCounts();
+  bitmap?.close();
+  bitmap = null;
+  byId("results").hidden = false;
+  byId("photos").querySelector("[aria-current]")?.removeAttribute("aria-current");
+  photoButton(place).setAttribute("aria-current", "true");
+  showTable();
+  draw();
   const long = Math.max(photo.width, photo.height);
   const smaller = long > DRAWN ? { resizeQuality: "high" } : {};
-  if (long > DRAWN) smaller[photo.width === long ? "resizeWidth" : "resizeHeight"] = DRAWN;
+  const isWide = (photo.width === long) === (photo.orientation < 5); // in the file
+  if (long > DRAWN) smaller[isWide ? "resizeWidth" : "resizeHeight"] = DRAWN;
   let pixels = null;
   try {
     pixels = await createImageBitmap(photo.file, { imageOrientation: "from-image", ...smaller });
+    pixels = upright(pixels, photo.orientation);
   } catch {
-    photo.note = "The file cannot be shown any more; it was moved or changed.";
+    photo.note = "The file can no longer be shown; it was moved or changed.";
   }
   if (shown !== place) {
     pixels?.close();
     return;
   }
-  bitmap?.close();
   bitmap = pixels;
-  byId("results").hidden = false;
   draw();
 }
 
+function photoButton(place) {
+  return byId("photos").children[place].firstChild;
+}
+
+/** Draw the photo on the screen, or an empty picture while it is decoded. */
 function draw() {
   const photo = photos[shown];
   if (!photo) return;
   const canvas = byId("photo");
-  canvas.hidden = !bitmap;
   const objects = kept(photo);
-  if (bitmap) {
-    const density = window.devicePixelRatio || 1;
-    const room = byId("frame").clientWidth * density;
-    const fits = Math.min(room, window.innerHeight * 0.8 * density * (photo.width / photo.height));
-    drawPhoto(canvas, bitmap, photo, objects, model, Math.max(fits, 1), density);
-    canvas.style.width = `${canvas.width / density}px`;
-  }
-  const found = objects.length ? describe(objects) : "no objects";
+  const density = window.devicePixelRatio || 1;
+  const room = byId("frame").clientWidth * density;
+  const fits = Math.min(room, window.innerHeight * 0.8 * density * (photo.width / photo.height));
+  drawPhoto(canvas, bitmap, photo, objects, model, Math.max(fits, 1), density);
+  canvas.style.width = `${canvas.width / density}px`;
+  const found = describe(objects);
   canvas.setAttribute("aria-label", `${photo.name}: ${found}`);
   byId("caption").textContent =
     `${shown + 1}. ${photo.name}, ${photo.width} x ${photo.height} pixels: ${found}`;
   byId("note").textContent = photo.note;
   byId("save-png").disabled = !bitmap;
+  byId("scores").replaceChildren(...objects.map(({ label, score }) => {
+    const row = document.createElement("li");
+    row.textContent = `${model.classes[label]} ${score.toFixed(2)}`;
+    return row;
+  }));
 }
 
 /** Return how many objects of each class there are, in words. */
 function describe(objects) {
-  return countClasses(objects).map(([label, n]) => `${model.classes[label]} ${n}`).join(", ");
+  const counts = mostFrequent(countClasses(objects));
+  return counts.map(([label, n]) => `${model.classes[label]} ${n}`).join(", ") || "no objects";
 }
 
-/** Return [class, number of objects] of the classes that have some, most frequent first. */
-function countClasses(objects) {
-  const counts = new Map();
+/** Add the number of objects of each class to `counts`. */
+function countClasses(objects, counts = new Map()) {
   for (const { label } of objects) counts.set(label, (counts.get(label) || 0) + 1);
+  return counts;
+}
+
+function mostFrequent(counts) {
   return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
 }
 
-/** Update the numbers: the list of photos and the table of classes. */
-function showCounts() {
-  const value = Number(byId("threshold").value).toFixed(2);
-  byId("least").textContent = value;
-  photos.forEach((photo, i) => {
-    const button = byId("photos").children[i].firstChild;
-    const objects = kept(photo);
-    button.textContent = `${photo.name}: ${objects.length ? describe(objects) : "no objects"}`;
-    button.setAttribute("aria-current", i === shown);
-  });
-  const here = new Map(shown < 0 ? [] : countClasses(kept(photos[shown])));
+/** Show the number of objects of a photo in the list, and add it to the totals. */
+function countPhoto(place) {
+  const objects = kept(photos[place]);
+  photoButton(place).textContent = `${photos[place].name}: ${describe(objects)}`;
+  countClasses(objects, totals);
+}
+
+function showTable() {
+  const here = countClasses(shown < 0 ? [] : kept(photos[shown]));
   const body = byId("counts");
   body.replaceChildren();
-  for (const [label, all] of countClasses(photos.flatMap(kept))) {
+  for (const [label, all] of mostFrequent(totals)) {
     const row = body.insertRow();
     const name = document.createElement("th");
     name.scope = "row";
@@ -241,11 +286,23 @@ function showCounts() {
       cell.textContent = count;
     }
   }
-  for (const id of ["save-json", "save-images"]) byId(id).disabled = !photos.length;
+}
+
+/** Update numbers and picture, once for all events before the browser draws next. */
+function update() {
+  if (isOutdated) return;
+  isOutdated = true;
+  requestAnimationFrame(() => {
+    isOutdated = false;
+    byId("least").textContent = Number(byId("threshold").value).toFixed(2);
+    totals.clear();
+    photos.forEach((_, place) => countPhoto(place));
+    showTable();
+    draw();
+  });
 }
 
 function showSkipped() {
-  byId("skipped").hidden = false;
   const row = document.createElement("li");
   const { name, reason } = skipped.at(-1);
   row.textContent = `${name} ${reason}.`;
@@ -267,9 +324,9 @@ function save(blob, name) {
 }
 
 /** Return the COCO results of a photo, as in the predictions.json of `d2ext predict`. */
-function cocoResults(photo, imageId) {
+function cocoResults(photo, imageId, objects) {
   const { width, height } = photo;
-  return kept(photo).map(({ score, label, box, mask }) => {
+  return objects.map(({ score, label, box, mask }) => {
     const [x0, y0, x1, y1] = box;
     const result = {
       image_id: imageId,
@@ -285,10 +342,18 @@ function cocoResults(photo, imageId) {
   });
 }
 
-function saveResults() {
-  const rows = photos.flatMap((photo, i) => cocoResults(photo, i + 1));
-  const text = `[${rows.map((row) => JSON.stringify(row)).join(",\n")}]\n`;
+async function saveResults() {
+  setState("busy"); // large masks take seconds
+  const chosen = photos.map(kept);
+  const rows = [];
+  for (const [i, photo] of photos.entries()) {
+    say(`predictions.json: photo ${i + 1} of ${photos.length}`, i / photos.length);
+    await pause();
+    for (const row of cocoResults(photo, i + 1, chosen[i])) rows.push(JSON.stringify(row));
+  }
+  const text = `[${rows.join(",\n")}]\n`;
   save(new Blob([text], { type: "application/json" }), "predictions.json");
+  work(); // with the photos that were added meanwhile
 }
 
 /** Save the images and categories that the ids in predictions.json refer to. */
@@ -315,7 +380,10 @@ function savePicture() {
   const width = photo.width * Math.min(1, DRAWN / Math.max(photo.width, photo.height));
   const unit = Math.max(1, width / 1000);
   drawPhoto(canvas, bitmap, photo, kept(photo), model, width, unit);
-  canvas.toBlob((blob) => save(blob, `${photo.name.replace(/\.[^.]*$/, "")}.png`));
+  canvas.toBlob((blob) => {
+    if (blob) save(blob, `${photo.name.replace(/\.[^.]*$/, "")}.png`);
+    else say("The picture cannot be saved: this browser has too little memory for it.");
+  });
 }
 
 // Events
@@ -330,7 +398,10 @@ function listen() {
     event.preventDefault();
     byId("drop").classList.add("over");
   });
-  document.addEventListener("dragleave", () => byId("drop").classList.remove("over"));
+  document.addEventListener("dragleave", (event) => {
+    if (event.relatedTarget) return; // to another element of the page
+    byId("drop").classList.remove("over");
+  });
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     byId("drop").classList.remove("over");
@@ -342,27 +413,26 @@ function listen() {
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
   });
-  byId("threshold").addEventListener("input", () => {
-    showCounts();
-    draw();
-  });
+  byId("threshold").addEventListener("input", update);
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
   byId("save-json").addEventListener("click", saveResults);
   byId("save-images").addEventListener("click", saveImages);
   byId("save-png").addEventListener("click", savePicture);
-  window.addEventListener("resize", draw);
+  window.addEventListener("resize", update);
+  const notices = byId("third-party");
+  notices.addEventListener("toggle", async () => {
+    const content = await unpacked("notices", () => {});
+    notices.querySelector("pre").textContent = new TextDecoder().decode(content);
+  }, { once: true });
 }
 
 listen();
 load().then(
   () => {
-    byId("files").disabled = false;
     setState("ready");
     say("Ready. Drop photos on this page, or choose them.");
+    if (queue.length) work();
   },
-  (error) => {
-    setState("failed");
-    say(`The model cannot be loaded: ${error.message}`);
-  },
+  (error) => fail(`The model cannot be loaded: ${error.message}`),
 );

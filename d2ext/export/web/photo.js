@@ -11,14 +11,15 @@ const DECODED = {
 };
 
 const TRANSPARENT = "Transparent pixels have other colors here than in d2ext predict.";
-const PRINTED = "Colors for printing (CMYK), as this browser converts them.";
+const PRINTED = "CMYK photo: this browser converted its colors.";
 const DEEP = "16 bits per channel, which d2ext predict reduces in another way than this browser.";
 
 /**
  * Decode a photo, and resize it for the model.
  *
- * @returns Width and height of the photo, a `note` for the user, and the model's `input`: pixels
- *   with 3 bytes each, its width and height.
+ * @returns Width and height of the photo, a `note` for the user, the model's `input` (pixels with 3
+ *   bytes each, its width and height), and what the page needs to show the photo: the `file` and
+ *   its `orientation`; see `upright`.
  * @throws Error whose message says why the photo cannot be used.
  */
 async function readPhoto(file, model) {
@@ -29,11 +30,13 @@ async function readPhoto(file, model) {
     throw new Error("cannot be read; it is a folder, or was moved or changed");
   }
   const header = readHeader(bytes);
+  const orientation = takeOrientation(header);
+  if (orientation !== 1) file = new File([bytes], file.name);
   if (header.width * header.height > MAX_PIXELS) throw tooLarge(header.width * header.height);
   if (header.isCut) throw new Error("is cut off: the end of the file is missing");
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file, DECODED);
+    bitmap = upright(await createImageBitmap(file, DECODED), orientation);
   } catch {
     throw new Error(
       "cannot be read; it is damaged, or not an image that this browser opens, such as JPEG, PNG,"
@@ -45,7 +48,7 @@ async function readPhoto(file, model) {
     if (width * height > MAX_PIXELS) throw tooLarge(width * height);
     const input = modelInput(bitmap, model);
     const notes = header.notes.concat(input.isTransparent ? [TRANSPARENT] : []);
-    return { width, height, note: notes.join(" "), input };
+    return { width, height, note: notes.join(" "), input, file, orientation };
   } finally {
     bitmap.close();
   }
@@ -91,41 +94,100 @@ function modelInput(bitmap, model) {
 }
 
 /**
- * Return what the file's header says, for JPEG and PNG: `width` and `height` (0 if unknown),
- * `isCut`, because browsers draw a cut file in part, and `notes` for the user.
+ * Return what the file's header says, for JPEG, PNG and WebP: `width` and `height` (0 if unknown),
+ * `isCut`, because browsers draw a cut file in part, `notes` for the user, the bytes of `exif` and
+ * `xmp` if there are any, and `isTurned`, whether all browsers apply the orientation in EXIF.
  */
 function readHeader(bytes) {
   const view = new DataView(bytes.buffer);
-  if (bytes.length > 3 && view.getUint16(0) === 0xffd8) return readJpeg(view);
-  if (bytes.length > 24 && view.getUint32(0) === 0x89504e47) return readPng(view);
-  return { width: 0, height: 0, isCut: false, notes: [] };
+  const header = { width: 0, height: 0, isCut: false, notes: [], isTurned: true };
+  if (bytes.length > 3 && view.getUint16(0) === 0xffd8) readJpeg(view, header);
+  if (bytes.length > 24 && view.getUint32(0) === 0x89504e47) readPng(view, header);
+  if (bytes.length > 20 && view.getUint32(8) === 0x57454250) readWebp(view, header);
+  return header;
 }
 
-function readJpeg(view) {
-  const header = { width: 0, height: 0, isCut: true, notes: [] };
+function readJpeg(view, header) {
+  header.isCut = true;
   let at = 2;
   while (at + 10 <= view.byteLength && view.getUint8(at) === 0xff) {
     const marker = view.getUint8(at + 1);
+    const end = at + 2 + view.getUint16(at + 2);
     const isFrame = marker >= 0xc0 && marker < 0xd0 && ![0xc4, 0xc8, 0xcc].includes(marker);
     if (isFrame) {
       header.height = view.getUint16(at + 5);
       header.width = view.getUint16(at + 7);
       if (view.getUint8(at + 9) === 4) header.notes.push(PRINTED);
     }
-    at += 2 + view.getUint16(at + 2);
+    const name = { 0x45786966: "exif", 0x68747470: "xmp" }[view.getUint32(at + 4)]; // "http"
+    if (marker === 0xe1 && name) header[name] ??= part(view, at + 4, end);
+    at = end;
     if (marker === 0xda) break; // the compressed pixels follow, in which 0xff is marked
   }
-  for (; at + 2 <= view.byteLength; at += 1) {
-    if (view.getUint16(at) === 0xffd9) return { ...header, isCut: false };
+  for (; at + 2 <= view.byteLength && header.isCut; at += 1) {
+    header.isCut = view.getUint16(at) !== 0xffd9;
   }
-  return header;
 }
 
-function readPng(view) {
-  const header = { width: view.getUint32(16), height: view.getUint32(20), isCut: true, notes: [] };
+function readPng(view, header) {
+  header.width = view.getUint32(16);
+  header.height = view.getUint32(20);
+  header.isCut = true;
   if (view.getUint8(24) === 16) header.notes.push(DEEP);
-  for (let at = 8; at + 12 <= view.byteLength; at += 12 + view.getUint32(at)) {
-    if (view.getUint32(at + 4) === 0x49454e44) return { ...header, isCut: false }; // IEND
+  for (let at = 8; at + 12 <= view.byteLength && header.isCut; at += 12 + view.getUint32(at)) {
+    header.isCut = view.getUint32(at + 4) !== 0x49454e44; // IEND
   }
-  return header;
+}
+
+function readWebp(view, header) {
+  header.isTurned = false;
+  for (let at = 12, size; at + 8 <= view.byteLength; at += 8 + size + (size % 2)) {
+    size = view.getUint32(at + 4, true);
+    const name = { 0x45584946: "exif", 0x584d5020: "xmp" }[view.getUint32(at)];
+    if (name) header[name] ??= part(view, at + 8, at + 8 + size);
+  }
+}
+
+function part(view, start, end) {
+  return new DataView(view.buffer, start, Math.min(end, view.byteLength) - start);
+}
+
+/**
+ * Return the orientation, 1 to 8, that some browsers ignore: in the EXIF data of WebP, or in XMP.
+ *
+ * Remove it from the file's bytes, because others apply it. Like Pillow, use XMP only if EXIF has
+ * no orientation.
+ */
+function takeOrientation({ exif, xmp, isTurned }) {
+  let place;
+  try {
+    place = exif && exifOrientation(exif);
+  } catch {
+    return 1; // like d2ext predict, ignore damaged EXIF data
+  }
+  let orientation = 1;
+  if (place && !isTurned) {
+    orientation = exif.getUint16(place.at, place.isLittle);
+    exif.setUint16(place.at, 1, place.isLittle);
+  } else if (!place && xmp) {
+    const found = /tiff:Orientation(="|>)[0-9]/.exec(new TextDecoder("latin1").decode(xmp));
+    const at = found && found.index + found[0].length - 1;
+    if (found) {
+      orientation = xmp.getUint8(at) - 0x30;
+      xmp.setUint8(at, 0x31);
+    }
+  }
+  return orientation >= 1 && orientation <= 8 ? orientation : 1;
+}
+
+/** Return where the orientation is in EXIF data, and its order of bytes; undefined without one. */
+function exifOrientation(exif) {
+  const start = exif.getUint32(0) === 0x45786966 ? 6 : 0; // "Exif", which WebP can do without
+  const isLittle = exif.getUint16(start) === 0x4949;
+  const entries = start + exif.getUint32(start + 4, isLittle);
+  for (let i = 0; i < exif.getUint16(entries, isLittle); i += 1) {
+    const at = entries + 2 + 12 * i;
+    if (exif.getUint16(at, isLittle) === 0x0112) return { at: at + 8, isLittle };
+  }
+  return undefined;
 }

@@ -1,7 +1,7 @@
 "use strict";
 // Answer the page's messages: {id, task, ...} -> {id, result} or {id, error}.
 //
-// The page puts ONNX Runtime's script, resize.js and photo.js before this file.
+// The page puts ONNX Runtime's script, resize.js, turn.js and photo.js before this file.
 
 let session = null;
 let model = null;
@@ -24,10 +24,9 @@ const tasks = {
 
   /** Detect objects in the photo `message.file`; see `readPhoto` and `detect`. */
   async detect(message) {
-    const photo = await readPhoto(message.file, model);
-    const { width, height, note } = photo;
+    const { input, ...photo } = await readPhoto(message.file, model);
     try {
-      return { width, height, note, ...(await detect(photo.input, width, height)) };
+      return { ...photo, ...(await detect(input, photo.width, photo.height)) };
     } catch (error) {
       throw new Error(`cannot be processed by the model (${error.message || error})`);
     }
