@@ -183,6 +183,8 @@ def photos_in(inputs, output):
     for path in map(Path, inputs):
         if not path.exists():
             sys.exit(f"error: {path} does not exist; give images or folders")
+        if output.resolve() in (path.resolve(), *path.resolve().parents):
+            sys.exit(f"error: the input {path} is in --output {output}; choose another --output")
         names, others = [path], 0
         if path.is_dir():
             walk = os.walk(path, followlinks=True)
@@ -231,11 +233,8 @@ def draw(photo, objects, classes):
     return picture
 
 
-def prepare(output, inputs):
+def prepare(output):
     """Create the output folder, or remove earlier results of this program from it."""
-    for path in map(Path, inputs):
-        if output.resolve() in (path.resolve(), *path.resolve().parents):
-            sys.exit(f"error: the input {path} is in --output {output}; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     if any(output.iterdir()):
         try:
@@ -305,7 +304,7 @@ def detect(args):
     found = photos_in(args.photos, args.output)
     if not found:
         sys.exit(f"error: no image in {', '.join(args.photos)}")
-    prepare(args.output, args.photos)
+    prepare(args.output)
     classes = model.info["classes"]
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
     images, results, skipped = [], [], []

@@ -44,7 +44,7 @@ def foreign(request, style, tmp_path):
     """Return a config, overrides for it, and random weights that find objects."""
     config, options = tmp_path / request.param, []
     if request.param == "imported.py":
-        import_config(IMPORTED, tmp_path / "recipe.py")
+        import_config(IMPORTED, output=tmp_path / "recipe.py")
         config.write_text(SMALL)
     else:
         config = CONFIGS / request.param

@@ -143,6 +143,7 @@ def test_no_object(run, tmp_path):
     assert rows(tmp_path / "out") == [] and len(os.listdir(tmp_path / "out" / "overlays")) == 2
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_the_limit_of_pixels_is_that_of_predict(run, monkeypatch):
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "511")
     status, error = run("photos", "--output", "out")
