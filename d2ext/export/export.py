@@ -134,8 +134,7 @@ def prove(
     except OSError as e:
         raise UserError(f"cannot write {file}: {e.strerror or e}; choose another --output") from e
     size = proof.bytes / 1e6
-    logger.info("%s: %.1f MB, %s", file, size, proof.precision)
-    logger.info("%s: runs it", runner)
+    logger.info("%s: %.1f MB, %s; wrote %s, which runs it", file, size, proof.precision, runner)
     return proof
 
 
