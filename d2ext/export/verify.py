@@ -107,7 +107,7 @@ class ValidationSet:
         cfg = copy.deepcopy(trained.cfg)
         # An evaluation uses `test`, to which `val` refers in Detectron2's configs.
         OmegaConf.update(cfg, "dataloader.test", cfg.dataloader.val, merge=False, force_add=True)
-        cfg.evaluators = _metrics(cfg.evaluators)
+        cfg.evaluators = _metrics(cfg.evaluators or {})
         try:
             plan = plan_run(cfg, trained.folder.name, eval_only=True, weights=str(trained.weights))
         except UserError as e:

@@ -179,7 +179,10 @@ def test_missing_ap_is_said(oracle, tmp_path):
     """Photos have no annotations, and Detectron2's evaluators cannot use an exported model."""
     oracle.cfg.evaluators = {"coco": L(COCOEvaluator)(dataset_name="tiny_val")}
     photos = Photos(oracle.cfg, [tmp_path / "tiny" / "val"])
-    for images in (photos, ValidationSet(oracle)):
+    validation = ValidationSet(oracle)
+    assert str(photos) == "2 photos"
+    assert str(validation).startswith("2 images of the validation set; --images PHOTOS")
+    for images in (photos, validation):
         proof = verify(oracle.model, Oracle(), images, info_of(), oracle.weights)
         assert proof.results == {} and proof.failures == [] and proof.objects == 4
         assert lines(proof)[0].startswith("AP was not compared")
