@@ -287,7 +287,8 @@ def _metrics(evaluators: Mapping[str, Any]) -> dict[str, Any]:
         if entry is not None and "_target_" not in entry:  # those of a test set
             entry = _metrics(entry)
         elif entry is not None:
-            target = locate(entry._target_) if isinstance(entry._target_, str) else entry._target_
+            target = entry["_target_"]
+            target = locate(target) if isinstance(target, str) else target
             if isinstance(target, type) and issubclass(target, DatasetEvaluator):
                 entry = None
         kept[key] = entry
