@@ -28,7 +28,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--weights", metavar="best|last|FILE", help="(best if there is one, else last)")
     default = "export/model.onnx in the run directory, or model_float16.onnx"
     add("--output", type=Path, metavar="FILE", help=f"file to write ({default})")
-    half = "store the weights at half precision: half the size, slightly other results"
+    half = "store the weights at half precision: half the size, slightly different results"
     add("--half", action="store_true", help=half)
     page = "also write an HTML page that runs the model, stored at half precision, in a browser"
     add("--html", type=Path, metavar="FILE", help=page)

@@ -9,6 +9,8 @@ from timm.layers import Conv2dSame, FrozenBatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from d2ext.errors import UserError
+
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 
 
@@ -21,6 +23,9 @@ def prepared(model: nn.Module) -> nn.Module:
 
     Args:
         model: Model in evaluation mode; it is not changed.
+
+    Raises:
+        UserError: Another layer has padding that depends on the size of its input.
     """
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     for parent in list(model.modules()):
@@ -35,6 +40,12 @@ def prepared(model: nn.Module) -> nn.Module:
         for name, conv in children:
             if type(conv) is Conv2dSame:
                 setattr(parent, name, _with_constant_padding(conv))
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("Same"):  # the exporter would compute sizes for hours
+            raise UserError(
+                f"the model cannot be exported: {name} is a {type(module).__name__}, whose padding"
+                " depends on the size of the image; use a backbone with constant padding"
+            )
     return model
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import detectron2.data.transforms as T
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
+from PIL import Image
 
 from d2ext.checkpoint.weights.weight_files import has_averages
 from d2ext.config.tiles import tile_options
@@ -62,6 +63,8 @@ def _input(cfg: Any) -> tuple[str, T.ResizeShortestEdge]:
         mapper = instantiate(cfg.dataloader.val.mapper)
     if type(mapper) not in (DatasetMapper, Mapper):
         raise _not_described(f"{_FIELD} is a {type(mapper).__name__}")
+    if cfg.dataloader.val.mapper.get("decode", "exact") != "exact":
+        raise _not_described(f"{_FIELD}.decode is not exact")
     augmentations = list(mapper.augmentations.augs)
     if len(augmentations) != 1 or type(augmentations[0]) is not T.ResizeShortestEdge:
         names = ", ".join(type(a).__name__ for a in augmentations) or "empty"
@@ -72,6 +75,8 @@ def _input(cfg: Any) -> tuple[str, T.ResizeShortestEdge]:
 
 
 def _short_edge(resize: T.ResizeShortestEdge) -> int:
+    if resize.interp != Image.Resampling.BILINEAR:
+        raise _not_described(f"{_FIELD} does not resize bilinearly")
     lengths = set(resize.short_edge_length)
     if len(lengths) != 1 or 0 in lengths:
         raise _not_described(f"{_FIELD} resizes to short_edge_length={sorted(lengths)}")
@@ -91,7 +96,7 @@ def _provenance(trained: TrainedModel) -> Provenance:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     return Provenance(
         run=trained.folder.resolve().name,
-        config=Path(run.config_file).name,
+        config=Path(run.config_file).name or trained.config,
         weights=trained.weights.name,
         weights_sha256=digest,
         averaged=has_averages(trained.weights),

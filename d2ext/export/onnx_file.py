@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from d2ext.errors import UserError, format_exception
+from d2ext.errors import UserError, format_exception, user_message
 from d2ext.export.detector import EXPORTED
+from d2ext.files import atomic_write
 from d2ext.predict.onnx_info import ModelInfo, to_metadata
 
 _OPSET = 18
@@ -55,13 +56,8 @@ def write_onnx(detector: nn.Module, info: ModelInfo, file: Path) -> None:
     onnx.helper.set_model_props(model, to_metadata(info))
     model.producer_name, model.producer_version = "d2ext", info.provenance.versions["d2ext"]
     onnx.checker.check_model(model, full_check=True)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(model.SerializeToString())
-    except OSError as e:
-        raise UserError(
-            f"cannot write {file}: {e.strerror or e}; free space, or choose another --output"
-        ) from e
+    with atomic_write(file, "wb") as f:
+        f.write(model.SerializeToString())
 
 
 def _translated(detector: nn.Module, outputs: tuple[str, ...]) -> Any:
@@ -82,9 +78,9 @@ def _translated(detector: nn.Module, outputs: tuple[str, ...]) -> Any:
             )
             return program.model_proto
     except Exception as e:  # each stage of the exporter has its own
-        raise UserError(
-            f"the model cannot be exported: {format_exception(_innermost(e))}; {EXPORTED} can"
-        ) from e
+        cause = _innermost(e)
+        reason = f"the model cannot be exported: {format_exception(cause)}; {EXPORTED} can"
+        raise UserError(user_message(cause) or reason) from e
 
 
 def _innermost(e: BaseException) -> BaseException:
@@ -108,14 +104,13 @@ def _onnx_nms(boxes: Any, scores: Any, iou: float, most: int, least: float) -> A
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's notes and the warnings of the libraries that it runs."""
-    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(logging.NOTSET)
 
 
 def _strip(graph: Any) -> None:

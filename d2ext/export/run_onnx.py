@@ -5,7 +5,10 @@
     python run_onnx.py PHOTOS --output DIR
 
 PHOTOS are image files and folders. DIR gets predictions.json (COCO results), images.json (images
-and classes) and overlays. Photos that cannot be read are skipped; the exit status is then 1.
+and classes) and overlays, which replace those of an earlier call. Photos that cannot be read are
+skipped; the exit status is then 1. The largest number of pixels is that of Pillow, or of the
+environment variable D2EXT_MAX_IMAGE_PIXELS.
+
 This file needs the three packages above, and the .onnx file that lies beside it.
 """
 
@@ -13,6 +16,7 @@ import argparse
 import colorsys
 import json
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -26,6 +30,8 @@ SUFFIXES = set(
     " .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
 FORMAT = 1  # of the model's metadata
+KEYS = "classes channels short_edge max_size mask_threshold shown_score_threshold".split()
+INFO = {"description": "run_onnx.py"}  # marks images.json, and so the folder, as ours
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses twice that size
 
 
@@ -51,7 +57,10 @@ class Model:
         entries = self.session.get_modelmeta().custom_metadata_map
         if entries.get("d2ext_format") != str(FORMAT):
             sys.exit(f"error: {file} is not a model of version {FORMAT}; use the runner beside it")
-        self.info = {key: json.loads(value) for key, value in entries.items()}
+        try:
+            self.info = {key: json.loads(entries[key]) for key in KEYS}
+        except (KeyError, ValueError) as e:
+            sys.exit(f"error: {file} has damaged metadata ({e}); export it again")
 
     def resized(self, width, height):
         """Return the width and height at which the model sees a photo."""
@@ -174,6 +183,8 @@ def photos_in(inputs, output):
     for path in map(Path, inputs):
         if not path.exists():
             sys.exit(f"error: {path} does not exist; give images or folders")
+        if output.resolve() in (path.resolve(), *path.resolve().parents):
+            sys.exit(f"error: the input {path} is in --output {output}; choose another --output")
         names, others = [path], 0
         if path.is_dir():
             walk = os.walk(path, followlinks=True)
@@ -222,6 +233,38 @@ def draw(photo, objects, classes):
     return picture
 
 
+def prepare(output):
+    """Create the output folder, or remove earlier results of this program from it."""
+    output.mkdir(parents=True, exist_ok=True)
+    if any(output.iterdir()):
+        try:
+            ours = json.loads((output / "images.json").read_bytes())["info"] == INFO
+        except (OSError, ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            sys.exit(
+                f"error: --output {output} is not empty and does not hold earlier results of this"
+                " program; choose another --output"
+            )
+        (output / "predictions.json").unlink(missing_ok=True)
+        if (output / "overlays").exists():
+            shutil.rmtree(output / "overlays")
+
+
+def write(file, text):
+    """Write a file that is complete or, after an error, absent."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)
+
+
+def score(text):
+    """Return a number from 0 to 1."""
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
 def parse(argv=None):
     """Return the arguments of the command."""
     parser = argparse.ArgumentParser(
@@ -230,27 +273,44 @@ def parse(argv=None):
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTOS", help="images, or folders of images")
     add("--output", type=Path, required=True, metavar="DIR", help="output folder")
-    add("--model", type=Path, metavar="FILE", help="(the .onnx file beside this one)")
-    add("--score-threshold", type=float, metavar="S", help="lowest score (0.5)")
+    default = "(model.onnx beside this file, or the only .onnx file there)"
+    add("--model", type=Path, metavar="FILE", help=default)
+    add("--score-threshold", type=score, metavar="S", help="lowest score (0.5)")
     add("--no-overlays", action="store_true", help="do not draw the objects")
     return parser.parse_args(argv)
 
 
-def main():
+def find_model():
+    """Return the model beside this file."""
+    folder = Path(__file__).resolve().parent
+    found = [folder / "model.onnx"]
+    if not found[0].exists():
+        found = sorted(folder.glob("*.onnx"))
+    if len(found) != 1:
+        sys.exit(f"error: {len(found)} .onnx files beside this program; give --model FILE")
+    return found[0]
+
+
+def detect(args):
     """Run the model on all photos; return the exit status."""
-    args = parse()
-    beside = sorted(Path(__file__).resolve().parent.glob("*.onnx"))
-    if not args.model and len(beside) != 1:
-        sys.exit(f"error: {len(beside)} .onnx files beside this program; give --model FILE")
-    model = Model(args.model or beside[0])
+    if limit := os.environ.get("D2EXT_MAX_IMAGE_PIXELS"):
+        if not limit.isdecimal():
+            sys.exit(f"error: D2EXT_MAX_IMAGE_PIXELS={limit}: give a number of pixels")
+        Image.MAX_IMAGE_PIXELS = int(limit) / 2
+    model = Model(args.model or find_model())
     threshold = args.score_threshold
     if threshold is None:
         threshold = model.info["shown_score_threshold"]
     found = photos_in(args.photos, args.output)
     if not found:
         sys.exit(f"error: no image in {', '.join(args.photos)}")
+    prepare(args.output)
     classes = model.info["classes"]
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
     images, results, skipped = [], [], []
+    index = {"info": INFO, "images": images, "annotations": [], "categories": categories}
+    index["skipped"] = skipped
+    write(args.output / "images.json", json.dumps(index))  # marks the folder as ours
     for name, file in found.items():
         try:
             photo = read(file)
@@ -268,14 +328,23 @@ def main():
             picture = args.output / "overlays" / f"{name}.jpg"
             picture.parent.mkdir(parents=True, exist_ok=True)
             draw(photo, objects, classes).save(picture, quality=92)
-    args.output.mkdir(parents=True, exist_ok=True)
-    categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
-    index = {"images": images, "annotations": [], "categories": categories, "skipped": skipped}
-    (args.output / "images.json").write_text(json.dumps(index, indent=1))
     rows = ",\n".join(map(json.dumps, results))
-    (args.output / "predictions.json").write_text(f"[{rows}]\n")
+    write(args.output / "predictions.json", f"[{rows}]\n")
+    write(args.output / "images.json", json.dumps(index, indent=1))
     print(f"{args.output}: {len(images)} images, {len(results)} objects")
     return int(bool(skipped))
+
+
+def main():
+    """Run the command; return the exit status."""
+    args = parse()
+    try:
+        return detect(args)
+    except OSError as e:
+        sys.exit(f"error: {e.filename or args.output}: {e.strerror or e}; choose another --output")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from d2ext.predict.onnx_info import ModelInfo, from_metadata
 class OnnxModel(nn.Module):
     """An exported model with the inputs and outputs of a Detectron2 model in evaluation mode.
 
-    It runs on the CPU, with as many threads as torch.
+    Masks stay relative to their boxes: instances have `roi_masks` in place of `pred_masks`, so that
+    Detectron2's evaluators cannot use them. It runs on the CPU, with as many threads as torch.
 
     Args:
         file: ONNX file written by `d2ext export`.

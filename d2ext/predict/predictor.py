@@ -8,7 +8,7 @@ import os
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -66,6 +66,7 @@ class TrainedModel(NamedTuple):
         classes: Names of its classes.
         weights: File of its weights.
         folder: Run directory, which may not exist for a recipe.
+        config: File name of the config.
     """
 
     model: nn.Module
@@ -73,6 +74,7 @@ class TrainedModel(NamedTuple):
     classes: list[str]
     weights: Path
     folder: Path
+    config: str
 
 
 class Prediction:
@@ -336,13 +338,20 @@ class Predictor:
         """
         return next(self.predict([image]))
 
-    def predict(self, images: Iterable[Any], batch_size: int = 1) -> Iterator[Prediction]:
+    def predict(
+        self,
+        images: Iterable[Any],
+        batch_size: int = 1,
+        skip: Callable[[UserError], None] | None = None,
+    ) -> Iterator[Prediction]:
         """Yield the prediction for each image.
 
         Args:
             images: Images, read one batch at a time.
             batch_size: Number of images that the model processes together; with `data.tiles`,
                 number of tiles.
+            skip: Called with the error of each image that is too narrow to be resized, which then
+                has no prediction; None raises the error.
 
         Raises:
             UserError: An item is not an image or cannot be read, or an argument is not valid.
@@ -352,13 +361,13 @@ class Predictor:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: give a positive number of images")
         if self._tiles:
-            yield from (self._joined(_pixels(image), batch_size) for image in images)
+            join = functools.partial(self._joined, batch_size=batch_size)
+            yield from (found for _, found in _usable(join, images, skip))
             return
-        for batch in _batches(map(_pixels, images), batch_size):
-            inputs = [self._input(image) for image in batch]
+        for batch in _batches(_usable(self._input, images, skip), batch_size):
             with torch.inference_mode():
-                outputs = list(outputs_of(self._model, inputs))
-            for image, output in zip(batch, outputs, strict=True):
+                outputs = list(outputs_of(self._model, [sample for _, sample in batch]))
+            for (image, _), output in zip(batch, outputs, strict=True):
                 segmentation = predicted_segmentation(output, self.metadata)
                 detections, scores = NO_DETECTIONS, None
                 if "instances" in output:
@@ -426,7 +435,28 @@ def load_trained(
     plan = Plan(folder, device, classes, {}, None, file, None, None, [])
     model = build_model(cfg, plan)
     load_weights(model, file, whole=True)
-    return TrainedModel(model.eval(), cfg, classes, path, folder)
+    return TrainedModel(model.eval(), cfg, classes, path, folder, Path(config_file).name)
+
+
+class _TooNarrowError(UserError):
+    """An image cannot be resized, because its short side would become 0."""
+
+
+def _usable(
+    function: Callable[[np.ndarray], Any],
+    images: Iterable[Any],
+    skip: Callable[[UserError], None] | None,
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yield the pixels of each image with the result of a function; see `Predictor.predict`."""
+    for image in map(_pixels, images):
+        try:
+            result = function(image)
+        except _TooNarrowError as e:
+            if skip is None:
+                raise
+            skip(e)
+        else:
+            yield image, result
 
 
 def _resized(mapper: DatasetMapper, image: np.ndarray) -> dict[str, Any]:
@@ -437,7 +467,9 @@ def _resized(mapper: DatasetMapper, image: np.ndarray) -> dict[str, Any]:
     try:
         mapper.augmentations(seen)
     except ValueError as e:  # the short side of a very long image becomes 0
-        raise UserError(f"an image of {width} x {height} pixels cannot be resized: {e}") from e
+        raise _TooNarrowError(
+            f"an image of {width} x {height} pixels cannot be resized: {e}"
+        ) from e
     planes = torch.from_numpy(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
     return {"image": planes, "height": height, "width": width}
 

@@ -1,6 +1,7 @@
 """Predict on images, folders and videos, and write pictures and COCO files."""
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -127,7 +128,8 @@ def predict_files(
             kept: list[Item] = []
             with progress(source.name, source.total) as advance:
                 pixels = readable(source.items, kept, unreadable, advance)
-                for prediction in predictor.predict(pixels, batch_size):
+                skip = functools.partial(_skip_last, kept, unreadable)
+                for prediction in predictor.predict(pixels, batch_size, skip):
                     item = kept.pop(0)
                     if annotations or rank:
                         _check_has_objects(prediction)
@@ -168,6 +170,11 @@ def predict_files(
     if rank and images:
         ranking.save(output)
     return int(bool(unreadable))
+
+
+def _skip_last(kept: list[Item], unreadable: list[tuple[Path, str]], error: UserError) -> None:
+    """Move the item that was read last to those that cannot be read."""
+    unreadable.append((kept.pop().path, f"cannot be read and is skipped: {error}"))
 
 
 def _check_no_videos(files: Iterable[Item]) -> None:

@@ -188,8 +188,7 @@ class DatasetOverview(msgspec.Struct):
 class ExportRecord(msgspec.Struct, kw_only=True):
     """Proof of an exported model: how it differs from the model in torch. Also beside the file.
 
-    Objects are compared with those of the same class and image that torch finds. The numbers of
-    boxes and masks are in pixels of the photos.
+    Objects are compared with those of the same class and image that torch finds.
 
     Attributes:
         file: Path of the model; relative to the run directory if it is inside.
@@ -198,7 +197,8 @@ class ExportRecord(msgspec.Struct, kw_only=True):
         images: Number of images that both models ran on.
         objects: Number of objects that torch finds.
         alone: Number of objects that only one of the two models finds.
-        boxes: Largest difference of a coordinate of a box, in pixels.
+        boxes: Largest difference of a coordinate of a box, in pixels of the resized images that the
+            models see.
         scores: Largest difference of a score.
         masks: Largest difference of a mask: 1 minus the IoU; None without masks.
         within: Share of the objects whose differences are all within `tolerances`.

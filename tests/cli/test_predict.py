@@ -189,6 +189,17 @@ def test_skipped_files_are_reported(predict, photos, tmp_path):
     assert "skipped files that are neither images nor videos: .cr3 (1), .txt (1)" in done.stdout
 
 
+@pytest.mark.parametrize("more", [(), ("--batch-size", "2"), ("--options", "+data.tiles=5000")])
+def test_photos_too_narrow_to_be_resized_are_skipped(predict, photos, tmp_path, more):
+    """The others keep their predictions."""
+    Image.new("RGB", (5000, 1)).save(photos / "b.png")
+    done = predict(photos, *more)
+    assert done.status == 1 and "b.png cannot be read and is skipped: an image of" in done.stdout
+    index = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert len(index["images"]) == 3 and len(index["skipped"]) == 2
+    assert not [i for i in index["images"] if i["file_name"].endswith("b.png")]
+
+
 def test_photos_over_the_pixel_limit_are_reported_with_the_fix(predict, photos, monkeypatch):
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "99")
     done = predict(photos / "a.jpg")

@@ -7,13 +7,16 @@ from detectron2 import model_zoo
 from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
 from PIL import Image
+from timm.layers import create_pool2d
 
 import d2ext
 from d2ext.config.num_classes import with_num_classes
 from d2ext.errors import UserError
 from d2ext.export.detector import build_detector, nms
 from d2ext.export.layers import prepared
+from d2ext.predict.predictor import load_trained
 from tests.detectron2_style.tiny_models import shrink_rcnn, shrink_retinanet
+from tests.export.conftest import STOCK
 from tests.export.models import spread_outputs
 
 SIZES = [(160, 120), (96, 224), (100, 100), (1, 1), (3, 300)]
@@ -131,8 +134,7 @@ def test_no_object_is_an_empty_result(name):
 
 def test_preparation_only_rounds(trained, real_balloon):
     """Norms are folded and paddings made constant; a model's results stay, and it as well."""
-    predictor = d2ext.Predictor.from_run(trained, overrides=["train.fast_layers=false"])
-    model = predictor._model
+    model = load_trained(trained / "config.yaml", None, STOCK).model
     before = {key: value.clone() for key, value in model.state_dict().items()}
     new = prepared(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -159,6 +161,16 @@ def test_other_architectures_are_refused(config, words):
     model = instantiate(with_num_classes(config_of(config), 80))
     with pytest.raises(UserError, match=f"cannot be exported: .*{words}.*; Faster, Mask and"):
         build_detector(model)
+
+
+def test_padding_that_depends_on_the_size_is_refused():
+    """The exporter would compute formulas of the size without an end."""
+    model = built("faster")
+    model.backbone.bottom_up.stem.pool = create_pool2d("max", 3, 2, padding="same")
+    with pytest.raises(
+        UserError, match=r"exported: backbone\.bottom_up\.stem\.pool is a MaxPool2d"
+    ):
+        prepared(model)
 
 
 def test_nms_has_the_semantics_of_onnx():

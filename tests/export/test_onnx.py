@@ -1,6 +1,7 @@
 """An exported file gives the results of the model in torch, and contains only what it should."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from d2ext.errors import UserError
 from d2ext.evaluation.predictions import detections_of, outputs_of
@@ -147,12 +149,20 @@ def test_a_file_that_differs_is_kept_as_unverified(
     shutil.copy(exported / "model.onnx", unverified)
     strict = {**verify.TOLERANCES["float32"], "boxes": -1}
     monkeypatch.setattr(verify, "TOLERANCES", {"float32": strict})
-    photos = sorted((real_balloon / "val").glob("*.jpg"))[:1]
-    proof = prove(trained_model, unverified, tmp_path / "model.onnx", photos)
+    photos = verify.Photos(trained_model.cfg, sorted((real_balloon / "val").glob("*.jpg"))[:1])
+    proof = prove(trained_model.model, unverified, tmp_path / "model.onnx", photos)
     assert len(proof.failures) == 1 and "only 0.00% of the objects" in proof.failures[0]
     assert unverified.exists() and not (tmp_path / "model.onnx").exists()
     written = json.loads((tmp_path / "model.onnx.unverified.json").read_text())
     assert written["file"] == unverified.name and written["failures"] == proof.failures
+    monkeypatch.undo()
+    (tmp_path / "run_onnx.py").mkdir()
+    with pytest.raises(UserError, match="cannot write .*run_onnx.py"):
+        prove(trained_model.model, unverified, tmp_path / "model.onnx", photos)
+    assert not (tmp_path / "model.onnx").exists()
+    (tmp_path / "run_onnx.py").rmdir()
+    assert prove(trained_model.model, unverified, tmp_path / "model.onnx", photos).failures == []
+    assert sorted(os.listdir(tmp_path)) == ["model.json", "model.onnx", "run_onnx.py"]
 
 
 @slow
@@ -206,6 +216,8 @@ def test_metadata_is_read_as_it_was_written():
         ("dataloader.val.mapper.augmentations=[]", "augmentations is empty"),
         ("dataloader.val.mapper.augmentations[0].short_edge_length=[96,128]", r"\[96, 128\]"),
         ("dataloader.val.mapper.image_format=L", "image_format is L"),
+        ("+dataloader.val.mapper.decode=scaled", "decode is not exact"),
+        ("+dataloader.val.mapper.augmentations[0].interp=3", "does not resize bilinearly"),
         ("+data.tiles=64", "data.tiles=64, but exported models see entire photos"),
     ],
 )
@@ -213,6 +225,43 @@ def test_other_inputs_are_refused(trained, override, words):
     one = load_trained(trained / "config.yaml", None, [override, *STOCK])
     with pytest.raises(UserError, match=f"cannot be exported: .*{words}"):
         describe(one, build_detector(one.model))
+
+
+class Untranslatable(nn.Module):
+    """A detector with an operator that ONNX does not have."""
+
+    def forward(self, image):
+        pixels = image.float().mean(2)
+        return torch.linalg.svdvals(pixels), pixels, pixels
+
+
+class OutOfMemory(nn.Module):
+    def forward(self, image):
+        raise MemoryError("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("detector", "words"),
+    [
+        (Untranslatable(), "the model cannot be exported: .*svd.*; Faster, Mask and"),
+        (OutOfMemory(), "this process ran out of memory"),
+    ],
+)
+def test_errors_of_the_exporter_are_one_line(detector, words, tmp_path):
+    info = ModelInfo(
+        architecture="Faster R-CNN",
+        classes=["a"],
+        channels="RGB",
+        short_edge=160,
+        max_size=400,
+        score_threshold=0.05,
+        nms_threshold=0.5,
+        max_objects=10,
+        mask_size=0,
+    )
+    with pytest.raises(UserError, match=words) as e:
+        write_onnx(detector, info, tmp_path / "model.onnx")
+    assert "\n" not in str(e.value) and not (tmp_path / "model.onnx").exists()
 
 
 def test_averaged_weights_are_exported(trained, tmp_path):

@@ -3,9 +3,23 @@
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
+from PIL import Image
+from torch import nn
 
+from d2ext.config.load import load_config
+from d2ext.errors import UserError
 from d2ext.evaluation.instances import Detections
-from d2ext.export.verify import compare
+from d2ext.export.verify import Photos, ValidationSet, compare, lines, verify
+from d2ext.predict.onnx_info import ModelInfo
+from d2ext.predict.predictor import TrainedModel
+from tests.conftest import REPO
+
+FASTER = REPO / "tests/detectron2_style/configs/faster_rcnn.py"
 
 
 def detections(rows, masks=None):
@@ -57,3 +71,136 @@ def test_no_detections():
     for ours, theirs in ((none, none), (none, detections([(0, 0, 1, 1, 2, 2, 0.5)]))):
         found = compare(ours, theirs)
         assert found.objects == 0 and found.alone == len(theirs.scores) and not len(found.boxes)
+
+
+class Oracle(nn.Module):
+    """A detector that returns the annotated objects.
+
+    Args:
+        shift: Pixels of the photo to shift the boxes by.
+        first: Index of the first object of a photo to return.
+        shifted: Number of objects to shift; None shifts all.
+    """
+
+    def __init__(self, shift=0.0, first=0, shifted=None):
+        super().__init__()
+        self.shift, self.first, self.left = shift, first, shifted
+
+    def forward(self, inputs):
+        return [{"instances": self.detect(sample)} for sample in inputs]
+
+    def detect(self, sample):
+        name = str(sample["file_name"])
+        (record,) = (r for r in DatasetCatalog.get("tiny_val") if r["file_name"] == name)
+        objects = record["annotations"][self.first :]
+        boxes = [BoxMode.convert(o["bbox"], o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]
+        boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        for box in boxes:
+            if self.left is None or self.left > 0:
+                box += self.shift
+                self.left = self.left and self.left - 1
+        found = Instances((record["height"], record["width"]), pred_boxes=Boxes(boxes))
+        found.scores = torch.full((len(boxes),), 0.9)
+        found.pred_classes = torch.tensor([o["category_id"] for o in objects]).reshape(-1)
+        return found
+
+
+def info_of(precision="float32", short_edge=64):
+    return ModelInfo(
+        architecture="Faster R-CNN",
+        classes=["ball", "crate"],
+        channels="BGR",
+        short_edge=short_edge,
+        max_size=1333,
+        score_threshold=0.05,
+        nms_threshold=0.5,
+        max_objects=100,
+        mask_size=0,
+        precision=precision,
+    )
+
+
+@pytest.fixture
+def oracle(style, tmp_path):
+    """Return a trained model that knows the annotations; its weights are an empty file."""
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"")
+    cfg = load_config(FASTER)
+    return TrainedModel(Oracle(), cfg, ["ball", "crate"], weights, tmp_path, FASTER.name)
+
+
+def proof_of(oracle, other, info=None):
+    info = info or info_of()
+    return verify(oracle.model, other, ValidationSet(oracle), info, oracle.weights)
+
+
+def test_another_ap_is_a_failure(oracle):
+    """The exported model misses the first object of each photo."""
+    proof = proof_of(oracle, Oracle(first=1))
+    ((name, (ours, theirs)),) = proof.results.items()
+    assert name == "tiny_val/coco/bbox/AP" and ours == pytest.approx(100) and theirs < 60
+    assert len(proof.failures) == 2 and "differ by more than 0.1 points" in proof.failures[0]
+    assert "only 50.00% of the objects" in proof.failures[1] and "fewer than 99%" in lines_of(proof)
+    assert proof_of(oracle, Oracle()).failures == []
+
+
+def lines_of(proof):
+    return " ".join([*lines(proof), *proof.failures])
+
+
+def test_one_object_may_differ_but_not_two(oracle):
+    assert proof_of(oracle, Oracle(0.2, shifted=1)).failures == []
+    assert len(proof_of(oracle, Oracle(0.2, shifted=2)).failures) == 1
+
+
+def test_boxes_are_compared_at_the_size_that_the_model_sees(oracle):
+    """At half the size of the photo, a difference counts half."""
+    half = info_of(short_edge=32)
+    assert proof_of(oracle, Oracle(0.06)).boxes == pytest.approx(0.06, abs=1e-4)
+    assert proof_of(oracle, Oracle(0.06)).failures
+    proof = proof_of(oracle, Oracle(0.06), half)
+    assert proof.boxes == pytest.approx(0.03, abs=1e-4) and proof.failures == []
+
+
+def test_half_precision_has_its_tolerances(oracle):
+    for shift, failures in ((2.9, 0), (3.1, 1)):
+        proof = proof_of(oracle, Oracle(shift), info_of("float16"))
+        assert len([f for f in proof.failures if "of the objects" in f]) == failures
+    assert "differ by more than 0.5 points" in proof.failures[0]
+
+
+def test_nothing_to_compare_is_a_failure(oracle):
+    oracle.model.first = 9
+    (failure,) = proof_of(oracle, Oracle(first=9)).failures
+    assert "neither model finds an object in 2 images" in failure and "--images" in failure
+
+
+def test_missing_ap_is_said(oracle, tmp_path):
+    """Photos have no annotations, and Detectron2's evaluators cannot use an exported model."""
+    oracle.cfg.evaluators = {"coco": L(COCOEvaluator)(dataset_name="tiny_val")}
+    photos = Photos(oracle.cfg, [tmp_path / "tiny" / "val"])
+    validation = ValidationSet(oracle)
+    assert str(photos) == "2 photos"
+    assert str(validation).startswith("2 images of the validation set; --images PHOTOS")
+    for images in (photos, validation):
+        proof = verify(oracle.model, Oracle(), images, info_of(), oracle.weights)
+        assert proof.results == {} and proof.failures == [] and proof.objects == 4
+        assert lines(proof)[0].startswith("AP was not compared")
+
+
+def test_photos_that_cannot_be_used_are_named(oracle, tmp_path):
+    with pytest.raises(UserError, match=r"--images .*absent does not exist"):
+        Photos(oracle.cfg, [tmp_path / "absent"])
+    thin, broken = tmp_path / "thin.png", tmp_path / "broken.png"
+    Image.new("RGB", (5000, 1)).save(thin)
+    broken.write_bytes(thin.read_bytes()[:60])
+    for file in (thin, broken):
+        photos = Photos(oracle.cfg, [file])
+        with pytest.raises(UserError, match=f"{file} cannot be read: .*; give other --images"):
+            photos.run(oracle.model, "torch")
+
+
+def test_other_classes_are_an_error(oracle):
+    other = oracle._replace(classes=["cat", "dog"])
+    with pytest.raises(UserError, match="has the classes ball, crate, but the model has cat, dog"):
+        ValidationSet(other)
