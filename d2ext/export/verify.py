@@ -44,7 +44,7 @@ _LEAST_IOU = 0.5  # of two boxes that can be the same object
 
 @dataclass(frozen=True)
 class _Found:
-    """What a model finds: detections, (height, width) of each image, and AP by name."""
+    """Results of a model: detections, (height, width) of each image, and AP by name."""
 
     detections: Detections
     sizes: Sequence[tuple[int, int]]

@@ -1,4 +1,4 @@
-"""What a user does on the page, in a real browser, with models that need no training."""
+"""Tests of the page's controls in a real browser, with models that need no training."""
 
 import base64
 import io
@@ -326,7 +326,7 @@ def test_turned_photos_are_upright(page, real_balloon, tmp_path, kind):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_photo_of_100_megapixels(page, tmp_path):
-    """It is resized in strips for the model, and to 4096 pixels for the screen."""
+    """Strips of it are resized for the model, and the whole to 4096 pixels for the screen."""
     down, across = (np.linspace(0, 127, side).astype(np.uint8) for side in (8000, 12500))
     file = tmp_path / "large.jpg"
     Image.fromarray(np.add.outer(down, across)).save(file)
@@ -354,7 +354,7 @@ def test_a_photo_of_100_megapixels(page, tmp_path):
 
 
 def test_a_crash_is_said(show, masks_page, tmp_path):
-    """What was found before can still be saved."""
+    """Results from before it can still be saved."""
     page = ready(show(masks_page, offline=True))
     take(page, photo(tmp_path, "a.png"))
     page.workers[0].evaluate("""() => {
