@@ -48,15 +48,20 @@ def _is_interruption(e: BaseException | None) -> bool:
     return e is not None
 
 
-def describe_killed(rank: int, by: str | None) -> RankFailure:
+def describe_killed(rank: int, by: str | None, nccl: bool = False) -> RankFailure:
     """Return the record of a rank that a signal ended.
 
     The `kind` is crashed for signals that a process causes itself, such as SIGSEGV, else killed.
+    SIGABRT under NCCL is communication.
 
     Args:
         rank: Global rank.
         by: Name of the signal; None if unknown.
+        nccl: Whether the ranks communicate by NCCL, whose watchdog aborts a rank that lost a peer.
     """
+    if nccl and by == "SIGABRT":
+        why = "NCCL does this if a peer died or did not answer within --dist-timeout"
+        return _failure(rank, "communication", f"killed by SIGABRT: {why}")
     message = f"was killed by {by}" if by else "was killed"
     if by in (None, "SIGKILL"):
         message += " (out of memory?)"

@@ -121,7 +121,7 @@ def start_ranks(
     finally:
         send(folder, signal.SIGKILL)
     try:
-        return _outcome(topology, folder, failed, failures, sent, vanished)
+        return _outcome(topology, device, folder, failed, failures, sent, vanished)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -253,6 +253,7 @@ def exit_process(status: int) -> NoReturn:
 
 def _outcome(
     topology: Topology,
+    device: str,
     folder: Path,
     failed: Exception | None,
     failures: FailureFolder,
@@ -271,7 +272,7 @@ def _outcome(
     forwarded = by and signal.Signals[by] in FORWARDED
     if not forwarded and (by or vanished):
         rank = topology.rank + failed.error_index if by else min(vanished)
-        mine.append(describe_killed(rank, by))
+        mine.append(describe_killed(rank, by, nccl=device == "cuda"))
         failures.add(mine[-1])
     if first := cause(mine):
         return _report(failures, first, topology.machine_rank == 0)
