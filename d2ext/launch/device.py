@@ -29,7 +29,7 @@ def choose_device(
     Args:
         requested: `train.device`, `cuda` or `cpu`. Without a GPU, `cuda` falls back to the CPU.
         num_gpus: Value of `--num-gpus`.
-        gpu_each: A single visible GPU belongs to this process only (`srun --gpus-per-task=1`).
+        gpu_each: A single visible GPU belongs to this process only (`Topology.gpu_each`).
         visible: Number of GPUs; None asks torch.
         dev: Folder of the device files.
 

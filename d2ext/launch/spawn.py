@@ -26,7 +26,7 @@ from detectron2.utils import comm
 from d2ext._compat import run_exit_functions
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
-from d2ext.launch.collectives import set_timeout, wait_for_ranks
+from d2ext.launch.collectives import check_own_gpus, set_timeout, wait_for_ranks
 from d2ext.launch.failures import (
     FailureFolder,
     cause,
@@ -140,11 +140,8 @@ def run_here(
         output_dir: Argument of `start_ranks`; a failure is recorded in it.
 
     Returns:
-        The result of `target`. If it fails in one of several ranks, the process exits, because the
-        other ranks wait for it.
-
-    Raises:
-        UserError: The ranks cannot meet.
+        The result of `target`. If it fails in one of several ranks, or these cannot connect, the
+        process exits, because the other ranks wait for it.
     """
     failures = FailureFolder(output_dir)
     if topology.launcher == "self":
@@ -154,7 +151,7 @@ def run_here(
             failures.record(describe_failure(0, e))
             raise
     if not dist.is_initialized():
-        _join_or_end_step(topology, timeout, device)
+        _join_or_exit(topology, timeout, device)
     try:
         result = target()
         wait_for_ranks("the other ranks to end")  # a rank that exits early looks like a dead one
@@ -167,28 +164,28 @@ def run_here(
         os._exit(status)  # destructors of process groups can wait for peers
 
 
-def _join_or_end_step(topology: Topology, timeout: float, device: str) -> None:
+def _join_or_exit(topology: Topology, timeout: float, device: str) -> None:
     try:
         join_ranks(topology, timeout, device)
     except UserError as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
         if topology.launcher == "srun":
-            print(f"error: {e}", file=sys.stderr, flush=True)
             end_step(os.environ)  # the other tasks would wait for this one
-            raise SystemExit(2) from e
-        raise
+        sys.stdout.flush()
+        os._exit(2)  # destructors of process groups can wait for peers
 
 
 def join_ranks(topology: Topology, timeout: float, device: str) -> None:
     """Join the process group of a run whose ranks torchrun or srun started.
 
     Raises:
-        UserError: Other ranks do not join in time.
+        UserError: Other ranks do not join in time, or the ranks cannot communicate.
     """
     if topology.launcher == "srun" and topology.rank == 0:
         check_rendezvous(topology, timeout)
     if device == "cuda":
-        # srun may give each task its own GPU, the only one that the task sees.
-        alone = topology.launcher == "srun" and torch.cuda.device_count() == 1
+        # The only GPU that a rank sees is its own, as with srun --gpus-per-task=1.
+        alone = torch.cuda.device_count() == 1
         torch.cuda.set_device(0 if alone else topology.rank % topology.per_machine)
     os.environ.setdefault("MASTER_ADDR", topology.url.removeprefix("tcp://").rpartition(":")[0])
     os.environ.setdefault("MASTER_PORT", topology.url.rpartition(":")[2])
@@ -201,11 +198,14 @@ def join_ranks(topology: Topology, timeout: float, device: str) -> None:
                 rank=topology.rank,
                 timeout=datetime.timedelta(seconds=timeout),
             )
+        comm.create_local_process_group(topology.per_machine)
+        set_timeout(timeout)
+        if device == "cuda":
+            check_own_gpus()
+        wait_for_ranks("the other ranks to start")  # NCCL connects only now
     except (dist.DistError, RuntimeError) as e:
-        raise UserError(_rendezvous_failed(topology, str(e))) from e
-    comm.create_local_process_group(topology.per_machine)
-    set_timeout(timeout)
-    wait_for_ranks("the other ranks to start")
+        text = f"{type(e).__name__}: {e}"
+        raise UserError(_rendezvous_failed(topology, text)) from e
 
 
 def _rank_main(
@@ -313,5 +313,14 @@ def _rendezvous_failed(topology: Topology, text: str) -> str:
             f"not all {topology.world_size} processes reached {topology.url} in time; check that"
             " --num-gpus and --num-machines are the same on every machine"
         )
-    last = (text.strip() or "no reason given").splitlines()[-1]
-    return f"the processes could not connect at {topology.url}: {last}"
+    return f"the processes could not connect at {topology.url}: {_stated(text)}"
+
+
+def _stated(text: str) -> str:
+    """Return the line that states the error in a traceback or the text of an exception."""
+    if last := re.search(r"Last error:\n(.+)", text):  # NCCL's
+        return last[1]
+    # CUDA's errors end with lines of advice.
+    if first := re.search(r"^[\w.]*(Error|Exception): .+", text, re.M):
+        return first[0]
+    return (text.strip() or "no reason given").splitlines()[-1]
