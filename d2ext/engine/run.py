@@ -171,10 +171,11 @@ class Run:
         """
         log_ranks(self.plan.device)
         self._register_datasets()
-        if self.plan.eval_only:
-            self._build_evaluation()
-        else:
-            self._build_training()
+        with _resource_errors_of_setup():
+            if self.plan.eval_only:
+                self._build_evaluation()
+            else:
+                self._build_training()
         self.evaluations = broadcast_from_rank0(self._open_run_dir)
 
     def train(self) -> int:
@@ -188,8 +189,11 @@ class Run:
             self._checkpoint,
             options.checkpointer.asynchronous,
         )
+        with _resource_errors_of_setup():
+            guarded = FiniteLossGuard(self.state.model)
+            model = distributed(guarded, options.ddp, self.plan.device)
         self.trainer = Trainer(
-            distributed(FiniteLossGuard(self.state.model), options.ddp, self.plan.device),
+            model,
             self.state.optimizer,
             self.loader,
             self._hooks(),
@@ -528,3 +532,11 @@ class Run:
         for line in filter(None, failures):
             print(f"error: {line}", file=sys.stderr)
         return int(any(failures))
+
+
+def _resource_errors_of_setup() -> contextlib.AbstractContextManager:
+    return resource_errors_explained(
+        lambda: "while the model is set up",
+        "use a smaller model, or free the memory that other processes use",
+        "dataloader.train.num_workers",
+    )

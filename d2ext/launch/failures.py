@@ -14,6 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from d2ext.errors import UserError, user_message
+from d2ext.limits import exhausted
 from d2ext.run_dir.metadata import update_run_info
 from d2ext.run_dir.schema import RankFailure, read_record, to_plain
 
@@ -34,7 +35,7 @@ def describe_failure(rank: int, e: BaseException) -> RankFailure:
         kind, message = "user", text
     elif _is_interruption(e):
         kind, message = "interrupted", "interrupted"
-    elif isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and _LOST_PEER.search(str(e)):
+    elif _is_lost_peer(e):
         kind = "communication"
     else:
         kind = "other"
@@ -46,6 +47,13 @@ def _is_interruption(e: BaseException | None) -> bool:
     while e is not None and not isinstance(e, KeyboardInterrupt):
         e = e.__cause__ or e.__context__
     return e is not None
+
+
+def _is_lost_peer(e: BaseException) -> bool:
+    if exhausted(str(e)) == "GPU memory":  # NCCL allocates some, too
+        return False
+    lost = isinstance(e, RuntimeError) and _LOST_PEER.search(str(e))
+    return isinstance(e, dist.DistError) or bool(lost)
 
 
 def describe_killed(rank: int, by: str | None, nccl: bool = False) -> RankFailure:

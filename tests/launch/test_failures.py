@@ -98,6 +98,7 @@ def test_an_abort_on_gpus_is_a_lost_peer(tmp_path):
         (KeyboardInterrupt(), "interrupted"),
         (RuntimeError("[gloo/transport/tcp/pair.cc] Connection reset by peer"), "communication"),
         (RuntimeError("a storage of the wrong size, no socket"), "other"),
+        (dist.DistBackendError("NCCL error\nLast error:\nCuda failure 2 'out of memory'"), "other"),
     ],
 )
 def test_the_kind_of_a_failure(error, kind):
