@@ -41,7 +41,9 @@ def choose_device(
 
     if requested not in ("cpu", "cuda"):
         raise UserError(f"train.device={requested!r} is not a device; give cuda or cpu")
-    cpu = f"CPU, {plural(torch.get_num_threads(), 'thread')}"
+    processes = 1 if gpu_each else num_gpus  # torchrun and srun have started the others
+    each = f" for each of {processes} processes" if processes > 1 else ""
+    cpu = f"CPU, {plural(threads_per_process(processes), 'thread')}{each}"
     if requested == "cpu":
         return "cpu", cpu
     if visible is None and "D2EXT_PLAN_GPUS" in os.environ:  # preflight for other machines
@@ -64,6 +66,17 @@ def choose_device(
             f"--num-gpus {num_gpus} is more than this machine has; give at most {visible}"
         )
     return "cuda", f"GPU, {num_gpus} of {visible}"
+
+
+def threads_per_process(processes: int) -> int:
+    """Return the number of threads of each of several processes on this machine.
+
+    They share this process's threads, unless OMP_NUM_THREADS sets the number for each.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    return threads if "OMP_NUM_THREADS" in os.environ else max(threads // processes, 1)
 
 
 def expected_gpu(env: Mapping[str, str], dev: Path = _DEV) -> str | None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import cv2
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch
@@ -27,6 +28,7 @@ from d2ext._compat import run_exit_functions
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
 from d2ext.launch.collectives import check_own_gpus, set_timeout, wait_for_ranks
+from d2ext.launch.device import threads_per_process
 from d2ext.launch.failures import (
     FailureFolder,
     cause,
@@ -110,7 +112,7 @@ def start_ranks(
                 topology.num_machines,
                 topology.machine_rank,
                 topology.url,
-                args=(folder, failures, timeout, target, args),
+                args=(topology, device, folder, failures, timeout, target, args),
                 timeout=datetime.timedelta(seconds=timeout),
             )
     except (
@@ -183,6 +185,7 @@ def join_ranks(topology: Topology, timeout: float, device: str) -> None:
     """
     if topology.launcher == "srun" and topology.rank == 0:
         check_rendezvous(topology, timeout)
+    _share_cores(topology, device)
     if device == "cuda":
         # The only GPU that a rank sees is its own, as with srun --gpus-per-task=1.
         alone = torch.cuda.device_count() == 1
@@ -208,11 +211,36 @@ def join_ranks(topology: Topology, timeout: float, device: str) -> None:
         raise UserError(_rendezvous_failed(topology, text)) from e
 
 
+def _share_cores(topology: Topology, device: str) -> None:
+    """Divide a machine's cores among its ranks, unless OMP_NUM_THREADS is set, as by torchrun.
+
+    On GPUs, half of the cores are left to the loader workers.
+    """
+    if topology.per_machine == 1 or "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = threads_per_process(topology.per_machine)
+    if topology.launcher == "srun":  # which may have bound this task to cores of its own
+        cores = torch.get_num_threads()
+        on_node = int(os.environ.get("SLURM_CPUS_ON_NODE", cores))
+        threads = max(min(cores, on_node // topology.per_machine), 1)
+    if device == "cuda":
+        threads = max(threads // 2, 1)
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+
+
 def _rank_main(
-    folder: Path, failures: FailureFolder, timeout: float, target: Callable[..., int], args: tuple
+    topology: Topology,
+    device: str,
+    folder: Path,
+    failures: FailureFolder,
+    timeout: float,
+    target: Callable[..., int],
+    args: tuple,
 ) -> None:
     """Run the target in a spawned rank after the rendezvous."""
     die_with_parent()
+    _share_cores(topology, device)
     os.environ[LAUNCHER] = str(os.getpid())  # for spawned loader workers
     rank = comm.get_rank()
     (folder / f"{rank}.pid").write_text(str(os.getpid()))

@@ -9,11 +9,15 @@ from d2ext.launch.device import choose_device
 from d2ext.preflight.plan import plan_run
 
 
-def test_the_device_depends_on_the_visible_gpus():
+def test_the_device_depends_on_the_visible_gpus(monkeypatch):
     assert choose_device("cuda", num_gpus=2, visible=2)[0] == "cuda"
     assert choose_device("cpu", num_gpus=1, visible=2)[0] == "cpu"
     device, words = choose_device("cuda", num_gpus=1, visible=0)
     assert device == "cpu" and "no GPU is visible" in words
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    assert choose_device("cpu", 2)[1] == "CPU, 3 threads for each of 2 processes"
+    assert choose_device("cpu", 2, gpu_each=True)[1] == "CPU, 6 threads"  # of srun's task
     assert choose_device("cuda", num_gpus=4, gpu_each=True, visible=1)[0] == "cuda"  # srun's tasks
     with pytest.raises(UserError, match="--num-gpus 3 is more than .* give at most 2"):
         choose_device("cuda", num_gpus=3, visible=2)
