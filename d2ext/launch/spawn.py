@@ -341,7 +341,11 @@ def _rendezvous_failed(topology: Topology, text: str) -> str:
             f"not all {topology.world_size} processes reached {topology.url} in time; check that"
             " --num-gpus and --num-machines are the same on every machine"
         )
-    return f"the processes could not connect at {topology.url}: {_stated(text)}"
+    hint = ""
+    if topology.num_machines > 1:
+        hint = "; if this machine has several network interfaces, select one with"
+        hint += " GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+    return f"the processes could not connect at {topology.url}: {_stated(text)}{hint}"
 
 
 def _stated(text: str) -> str:

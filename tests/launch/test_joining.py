@@ -123,6 +123,16 @@ def test_the_line_of_nccl_that_states_the_error_is_shown(monkeypatch, text, stat
     assert str(e.value).endswith(stated)
 
 
+def test_with_several_machines_the_network_interface_is_mentioned(monkeypatch):
+    def refuse(*args, **options):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc] connect [127.0.1.1]:40: refused")
+
+    monkeypatch.setattr(dist, "init_process_group", refuse)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(UserError, match="connect .*: refused; .* with GLOO_SOCKET_IFNAME and NCCL"):
+        join_ranks(Topology("torchrun", 2, 1, 1, "tcp://node0:29400", 1), 60, "cpu")
+
+
 def test_errors_of_spawned_ranks_are_shown_likewise(tmp_path, monkeypatch):
     def launch(*args, timeout: datetime.timedelta, **options):
         raise ProcessRaisedException(SPAWNED, 1, 7)
