@@ -70,6 +70,7 @@ from d2ext.launch.collectives import (
     log_ranks,
 )
 from d2ext.launch.command import RunCommand
+from d2ext.launch.device import gpu_facts
 from d2ext.launch.signals import EXIT_STOPPED, StopSignals
 from d2ext.preflight.plan import Plan
 from d2ext.run_dir.lock import check_free_space, make_output_dir
@@ -365,7 +366,10 @@ class Run:
     def _run_info(self) -> RunInfo:
         """Return the content of run.json that the plan and the command determine."""
         plan, command, schedule = self.plan, self.command, self.schedule
+        gpu, versions = gpu_facts(plan.device)
         return RunInfo(
+            versions=versions,
+            machine=f"{comm.get_world_size()} x {gpu}" if gpu else "",
             name=command.name,
             config_file=command.config_file,
             command=command.line,

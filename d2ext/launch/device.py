@@ -13,6 +13,7 @@ from d2ext.errors import UserError, format_exception
 from d2ext.text import plural
 
 _DEV = Path("/dev")
+_DRIVER = Path("/proc/driver/nvidia/version")
 _GRANTED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
 _NO_DEVICE = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES, the last one Slurm's
 
@@ -109,6 +110,30 @@ def why_no_gpu() -> str:
     except (AssertionError, RuntimeError) as e:  # AssertionError: a build without CUDA
         return format_exception(e) + given
     return f"torch {torch.__version__} gives no reason{given}"
+
+
+def gpu_facts(device: str) -> tuple[str, dict[str, str]]:
+    """Return the name of the current GPU, and the versions of its driver and libraries.
+
+    Both are empty on the CPU.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    import torch
+
+    if device == "cpu":
+        return "", {}
+    driver = re.search(r"  (\d+(\.\d+)+)  ", _DRIVER.read_text()) if _DRIVER.exists() else None
+    has_nccl = torch.distributed.is_nccl_available()
+    versions = {
+        "driver": driver and driver[1],
+        "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),
+        "NCCL": has_nccl and ".".join(map(str, torch.cuda.nccl.version())),
+    }
+    known = {name: str(version) for name, version in versions.items() if version}
+    return torch.cuda.get_device_name(), known
 
 
 def uncovered(capability: tuple[int, int], built_for: list[str]) -> bool:
