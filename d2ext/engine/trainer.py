@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from d2ext.data.loading.sample_errors import seed_torch
 from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
 from d2ext.engine.resource_errors import batch_words, resource_errors_explained
 from d2ext.errors import UserError, errors_located
@@ -291,7 +292,7 @@ class Trainer:
             # Proposal sampling and dropout draw from torch's generator.
             number = comm.get_rank() * self._accumulate + k
             words = np.random.SeedSequence((self._seed, self.iter, number)).generate_state(1)
-            torch.manual_seed(int(words[0]))
+            seed_torch(int(words[0]))
             last = k + 1 == self._accumulate
             # Gradients are exchanged once per step, in the last micro-batch.
             wait = isinstance(self.model, DistributedDataParallel) and not last
