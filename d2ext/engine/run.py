@@ -417,7 +417,7 @@ class Run:
             hooks.append(AverageWeightsHook(state.average, state.model))
         if main:
             panel = LivePanel(self.command.name, schedule, self.evaluations)
-            hooks += [MemoryHook(), panel, self.checkpointer]
+            hooks += [MemoryHook(schedule), panel, self.checkpointer]
         if self.suite:
             known = self.evaluations.known(state.start_iter)
             hooks.append(EvaluationHook(schedule, self.evaluate, known))

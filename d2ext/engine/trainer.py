@@ -195,7 +195,7 @@ class Trainer:
         present = {
             name: value
             for name, (value, i) in self.storage.latest().items()
-            if i == self.storage.iter and not hints[name]
+            if i == self.storage.iter and not hints[name] and name not in _OF_THE_MACHINE
         }
         oldest = self.storage.iter - WINDOW
         recent = {}
