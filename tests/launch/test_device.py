@@ -117,6 +117,7 @@ def test_a_run_records_its_gpu_and_the_versions_of_its_libraries(tmp_path, monke
     monkeypatch.setattr("d2ext.launch.device._DRIVER", driver)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setattr("torch.backends.cudnn.version", lambda: 91200)
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
     monkeypatch.setattr("torch.cuda.nccl.version", lambda: (2, 27, 3))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Card")
     name, versions = gpu_facts("cuda")

@@ -123,6 +123,33 @@ def test_the_line_of_nccl_that_states_the_error_is_shown(monkeypatch, text, stat
     assert str(e.value).endswith(stated)
 
 
+@pytest.mark.parametrize(
+    ("device", "cores", "more", "threads"),
+    [
+        ("cpu", 96, {}, [12]),
+        ("cpu", 12, {}, [12]),  # srun has bound the task
+        ("cuda", 96, {}, [6]),  # the loader workers get as many
+        ("cuda", 96, {"OMP_NUM_THREADS": "96"}, []),
+    ],
+)
+def test_srun_tasks_share_the_cores_of_their_node(monkeypatch, device, cores, more, threads):
+    def refuse(*args, **options):
+        raise RuntimeError("no rendezvous in this test")
+
+    found = []
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    monkeypatch.setattr(os, "environ", env | {"SLURM_CPUS_ON_NODE": "96"} | more)
+    monkeypatch.setattr("torch.get_num_threads", lambda: cores)
+    monkeypatch.setattr("torch.set_num_threads", found.append)
+    monkeypatch.setattr("cv2.setNumThreads", lambda number: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.set_device", lambda i: None)
+    monkeypatch.setattr(dist, "init_process_group", refuse)
+    with pytest.raises(UserError):
+        join_ranks(Topology("srun", 1, 0, 8, "tcp://node0:29400", 1), 60, device)
+    assert found == threads
+
+
 def test_with_several_machines_the_network_interface_is_mentioned(monkeypatch):
     def refuse(*args, **options):
         raise RuntimeError("[gloo/transport/tcp/pair.cc] connect [127.0.1.1]:40: refused")
