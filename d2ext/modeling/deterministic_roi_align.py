@@ -17,9 +17,10 @@ from d2ext.modeling.cpu.roi_align import BagROIAlign
 class DeterministicROIAlign(BagROIAlign):
     """Detectron2's ROIAlign with `F.embedding_bag`, in parts if memory requires it."""
 
-    def _pool_long(self, input: Tensor, rois: Tensor) -> Tensor:
+    def pool_long(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Pool features of boxes in halves; this repeats until each part is short enough."""
         if len(rois) == 1:  # of features with more than 8 million pixels
-            return super()._pool_long(input, rois)
+            return super().pool_long(input, rois)
         middle = len(rois) // 2
         return torch.cat((self(input, rois[:middle]), self(input, rois[middle:])))
 
