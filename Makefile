@@ -8,7 +8,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest --numprocesses logical --maxp
 FEWER = and not nightly
 DEMO = mask_rcnn_lite1_fpn_balloon
 
-.PHONY: help env demo test test-slow test-slurm test-browser test-more chaos nightly bench lint wheel docs test-matrix
+.PHONY: help env demo test test-slow test-slurm test-browser test-gpu test-more chaos nightly bench lint wheel docs test-matrix
 
 help:
 	@echo "make env       set up $(D2EXT_VENV) (D2EXT_VENV=, PYTHON=, DETECTRON2=pypi|git|skip)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow run whole trainings and several processes"
 	@echo "make test-slurm  run the tests on a real Slurm, which is installed (root on Debian)"
 	@echo "make test-browser  test the HTML pages in chromium, which is installed (root on Debian)"
+	@echo "make test-gpu  run the tests that need a GPU, on one"
 	@echo "make test-more run the three targets above"
 	@echo "make chaos     kill, stop and damage runs (CHAOS='--seed 3')"
 	@echo "make nightly   run all tests and chaos, with new random examples each time"
@@ -45,6 +46,9 @@ test-slurm: env
 
 test-browser: env
 	bash tests/browser.sh $(PYTHON_ENV) $(ARGS)
+
+test-gpu: env
+	$(PYTHON_ENV) -m pytest -m gpu $(ARGS)
 
 chaos: env
 	$(PYTHON_ENV) -W ignore tests/chaos.py $(CHAOS)

@@ -33,7 +33,7 @@ from d2ext.checkpoint.weights.initial import load_weights
 from d2ext.config.load import load_config
 from d2ext.data.datasets.register import register_datasets
 from d2ext.engine.builders import build_model, build_suite
-from d2ext.preflight.plan import plan_run
+from d2ext.preflight.plan import Plan, plan_run
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 R50 = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
@@ -57,15 +57,15 @@ def _measure(name: str, config: str, options: list[str]) -> None:
             train(config, folder, options)
         cfg = load_config(str(ROOT / config), [*options, f"train.output_dir={folder}"])
         register_datasets(cfg.datasets)
-        ours, theirs = _ours(cfg, weights), _theirs(cfg, weights, folder)
+        with contextlib.redirect_stdout(io.StringIO()):
+            plan = plan_run(cfg, "inference", eval_only=True, weights=weights)
+        ours, theirs = _ours(cfg, plan), _theirs(cfg, plan, folder)
         record(name, paired(ours, theirs, ROUNDS), "images/s")
 
 
-def _ours(cfg: object, weights: str) -> object:
-    with contextlib.redirect_stdout(io.StringIO()):
-        plan = plan_run(cfg, "inference", eval_only=True, weights=weights)
+def _ours(cfg: object, plan: Plan) -> object:
     model = build_model(cfg, plan)
-    load_weights(model, weights)
+    load_weights(model, plan.weights)
     suite = build_suite("dataloader.val", cfg.dataloader.val, cfg)
 
     def rate() -> float:
@@ -76,9 +76,9 @@ def _ours(cfg: object, weights: str) -> object:
     return rate
 
 
-def _theirs(cfg: object, weights: str, folder: str) -> object:
-    model = instantiate(cfg.model)
-    load_weights(model, weights)
+def _theirs(cfg: object, plan: Plan, folder: str) -> object:
+    model = instantiate(cfg.model).to(plan.device)
+    load_weights(model, plan.weights)
     data, mapper = cfg.dataloader.val, cfg.dataloader.val.mapper
     mapper["_target_"] = DatasetMapper
     name = data.dataset.names

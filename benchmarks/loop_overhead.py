@@ -68,7 +68,7 @@ def _ours() -> float:
         all_hooks = [
             LearningRateHook(optimizer, ConstantParamScheduler(1.0)),
             hooks.IterationTimer(),
-            MemoryHook(),
+            MemoryHook(schedule),
             LivePanel("", schedule, results),
             MetricWriter(Path(folder), schedule, [TensorboardXWriter(folder)]),
         ]

@@ -22,6 +22,14 @@ _WORDS = {
         "SIGBUS",
     ),
     "processes": ("can't start new thread", "Resource temporarily unavailable"),
+    "GPU memory": (
+        "CUDA out of memory",
+        "CUDA error: out of memory",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "DEVICE_ALLOCATION_FAILED",  # cuDNN 9
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "'out of memory'",  # NCCL
+    ),
     "memory": (
         "Cannot allocate memory",
         "can't allocate memory",
@@ -42,10 +50,10 @@ def exhausted(text: str) -> str | None:
 
 
 def remedy(kind: str) -> str:
-    """Return the current limit of a resource, and how to raise it.
+    """Return the current limit of a resource, and how to raise it; "" if there is none.
 
     Args:
-        kind: `open files`, `shared memory`, `processes` or `memory`.
+        kind: `open files`, `shared memory`, `processes`, `memory` or `GPU memory`.
     """
     if kind == "open files":
         files = _limit(resource.RLIMIT_NOFILE)
@@ -55,7 +63,8 @@ def remedy(kind: str) -> str:
     if kind == "processes":
         return f"`ulimit -u` allows {_limit(resource.RLIMIT_NPROC)} processes"
     address_space = _limit(resource.RLIMIT_AS, 2**20)
-    return "" if address_space == "unlimited" else f"`ulimit -v` allows {address_space} MB"
+    unlimited = kind == "GPU memory" or address_space == "unlimited"
+    return "" if unlimited else f"`ulimit -v` allows {address_space} MB"
 
 
 def raise_open_files() -> None:

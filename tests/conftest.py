@@ -64,6 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "WANDB_ERROR_REPORTING": "false",
         "WANDB_MODE": "offline",
     }
+    if config.option.markexpr != "gpu":  # kernels on a GPU do not repeat results bit for bit
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["HOME"] = home
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(home, "hypothesis")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(home, "inductor")

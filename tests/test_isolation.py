@@ -20,6 +20,10 @@ def test_each_test_has_its_own_directory_and_home(tmp_path):
     assert "DETECTRON2_DATASETS" not in os.environ
 
 
+def test_tests_use_the_cpu_also_on_a_machine_with_a_gpu():
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_left_in_the_checkout_fails_the_session(tmp_path, workers):
     checkout = tmp_path / "checkout"

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(train.output_dir or Path("work_dirs") / command.name)
     if args.command == "evaluate" and not (args.weights or args.resume or args.resume_from):
         args.weights = usual_weights(out)
-    gpus = dict(num_gpus=topology.per_machine, gpu_each=topology.launcher == "srun")
+    gpus = dict(num_gpus=topology.per_machine, gpu_each=topology.gpu_each)
     options = {name: getattr(args, name) for name in PLANNED} | gpus
     options |= {"world_size": topology.world_size, "since": started}
     plans = topology.rank == 0 and (topology.launcher == "self" or args.dry_run)

@@ -166,7 +166,7 @@ def _execute(
         )
     if topology.launcher == "torchrun":
         die_with_parent()
-    gpus: dict[str, Any] = dict(num_gpus=topology.per_machine, gpu_each=topology.launcher == "srun")
+    gpus: dict[str, Any] = dict(num_gpus=topology.per_machine, gpu_each=topology.gpu_each)
     device = choose_device(train_options.device, **gpus)[0]
     command = describe_call(function, out, topology, flags)
     options = {**options, **gpus, "world_size": topology.world_size}

@@ -27,6 +27,7 @@ from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
+from d2ext.modeling.deterministic_roi_align import use_deterministic_roi_align
 from d2ext.preflight.model_fields import check_levels
 from d2ext.preflight.options import writer_call
 from d2ext.preflight.plan import Plan
@@ -44,17 +45,20 @@ _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 def build_model(cfg: Any, plan: Plan) -> nn.Module:
     """Build the model on its device, with the data's class count and seeded initial weights."""
     options = TrainOptions.from_config(cfg.train)
+    on_cpu = torch.device(plan.device).type == "cpu"
     torch.manual_seed(options.seed)  # initial weights
     config = with_device(with_num_classes(cfg.model, len(plan.classes)), plan.device)
     model = _instantiate(config, "model")
     check_levels(cfg.model, model)
     if options.sync_bn:
         model = with_sync_bn(model, plan.device)
-    elif torch.device(plan.device).type == "cpu":
+    elif on_cpu:
         use_cpu_sync_bn(model)
     freeze(model, options.freeze)
-    if options.fast_layers and torch.device(plan.device).type == "cpu":
+    if options.fast_layers and on_cpu:
         use_fast_layers(model)
+    if options.deterministic and not on_cpu:
+        use_deterministic_roi_align(model)
     model = model.to(plan.device)
     chosen = options.channels_last
     if chosen is None:

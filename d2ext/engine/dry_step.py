@@ -49,6 +49,7 @@ from d2ext.engine.techniques import autocast, use_channels_last
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import test_sets
 from d2ext.evaluation.validation_loss import loss_loader
+from d2ext.launch.device import threads_per_process
 from d2ext.launch.failures import describe_failure
 from d2ext.preflight.budget import Speed, Workload
 from d2ext.preflight.plan import Plan
@@ -236,7 +237,7 @@ def _synchronize(device: str) -> None:
 def _threads_of_one(processes: int) -> Iterator[None]:
     """Use the threads that one of several processes on this machine gets."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(threads // processes, 1))
+    torch.set_num_threads(threads_per_process(processes))
     try:
         yield
     finally:

@@ -116,15 +116,24 @@ class EvaluationHook(HookBase):
 
 
 class MemoryHook(HookBase):
-    """Log `memory_mb`: peak GPU memory, or the process's current RSS without a GPU."""
+    """Log `memory_mb`: peak GPU memory, or the process's current RSS without a GPU.
+
+    Args:
+        schedule: Schedule of the run; the hook does nothing in steps that are not logged.
+    """
+
+    def __init__(self, schedule: Schedule):
+        self._schedule = schedule
 
     def after_step(self) -> None:
+        if not self._schedule.log_due(self.trainer.iter + 1):
+            return
         if torch.cuda.is_initialized():
             used = torch.cuda.max_memory_allocated()
         else:
             with open("/proc/self/statm") as f:
                 used = int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        self.trainer.storage.put_scalar("memory_mb", used / 2**20)
+        self.trainer.storage.put_scalar("memory_mb", used / 2**20, smoothing_hint=False)
 
 
 class ReportHook(HookBase):

@@ -8,7 +8,9 @@ import torch
 from d2ext import limits
 from d2ext.data.loading.workers import last_words
 from d2ext.errors import UserError
-from d2ext.invocation import option
+from d2ext.invocation import command, option
+
+_NO_KERNEL = "no kernel image is available"  # CUDA
 
 
 @contextlib.contextmanager
@@ -31,7 +33,7 @@ def is_resource_error(e: BaseException) -> bool:
     """Return whether an error is one that `resource_errors_explained` may explain."""
     text = f"{type(e).__name__}: {e}"
     exhausted = isinstance(e, torch.OutOfMemoryError | OSError) or limits.exhausted(text)
-    return bool(exhausted) or "DataLoader" in text
+    return bool(exhausted) or "DataLoader" in text or _NO_KERNEL in text
 
 
 def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -> None:
@@ -40,13 +42,18 @@ def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -
     words = last_words(patience=1.0 if isinstance(e, EOFError | ConnectionError) else 0.0)
     text = words or f"{type(e).__name__}: {e}"
     kind = limits.exhausted(text)
-    on_gpu = isinstance(e, torch.OutOfMemoryError)
+    on_gpu = isinstance(e, torch.OutOfMemoryError) or kind == "GPU memory"
     if on_gpu or kind == "memory":
         place = "GPU memory" if on_gpu else "memory"
         more = "" if on_gpu else f", or lower {workers}"
         reasons = [_last(text), "" if on_gpu else limits.remedy(kind)]
         reason = on_gpu and _held() or "; ".join(filter(None, reasons))
         raise UserError(f"out of {place} {what()}; {remedy}{more} ({reason})") from e
+    if _NO_KERNEL in text:
+        raise UserError(
+            f"torch or Detectron2 is not built for this GPU ({_first(text)});"
+            f" {command('doctor')} checks both"
+        ) from e
     of_workers = words or "DataLoader" in text or f"'{limits.SHARED_MEMORY}'" in text
     # Nothing else in training opens that many files.
     if kind and (of_workers or kind == "open files"):

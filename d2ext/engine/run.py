@@ -70,6 +70,7 @@ from d2ext.launch.collectives import (
     log_ranks,
 )
 from d2ext.launch.command import RunCommand
+from d2ext.launch.device import gpu_facts
 from d2ext.launch.signals import EXIT_STOPPED, StopSignals
 from d2ext.preflight.plan import Plan
 from d2ext.run_dir.lock import check_free_space, make_output_dir
@@ -171,10 +172,11 @@ class Run:
         """
         log_ranks(self.plan.device)
         self._register_datasets()
-        if self.plan.eval_only:
-            self._build_evaluation()
-        else:
-            self._build_training()
+        with _resource_errors_of_setup():
+            if self.plan.eval_only:
+                self._build_evaluation()
+            else:
+                self._build_training()
         self.evaluations = broadcast_from_rank0(self._open_run_dir)
 
     def train(self) -> int:
@@ -188,8 +190,11 @@ class Run:
             self._checkpoint,
             options.checkpointer.asynchronous,
         )
+        with _resource_errors_of_setup():
+            guarded = FiniteLossGuard(self.state.model)
+            model = distributed(guarded, options.ddp, self.plan.device)
         self.trainer = Trainer(
-            distributed(FiniteLossGuard(self.state.model), options.ddp, self.plan.device),
+            model,
             self.state.optimizer,
             self.loader,
             self._hooks(),
@@ -361,7 +366,10 @@ class Run:
     def _run_info(self) -> RunInfo:
         """Return the content of run.json that the plan and the command determine."""
         plan, command, schedule = self.plan, self.command, self.schedule
+        gpu, versions = gpu_facts(plan.device)
         return RunInfo(
+            versions=versions,
+            machine=f"{comm.get_world_size()} x {gpu}" if gpu else "",
             name=command.name,
             config_file=command.config_file,
             command=command.line,
@@ -409,7 +417,7 @@ class Run:
             hooks.append(AverageWeightsHook(state.average, state.model))
         if main:
             panel = LivePanel(self.command.name, schedule, self.evaluations)
-            hooks += [MemoryHook(), panel, self.checkpointer]
+            hooks += [MemoryHook(schedule), panel, self.checkpointer]
         if self.suite:
             known = self.evaluations.known(state.start_iter)
             hooks.append(EvaluationHook(schedule, self.evaluate, known))
@@ -528,3 +536,11 @@ class Run:
         for line in filter(None, failures):
             print(f"error: {line}", file=sys.stderr)
         return int(any(failures))
+
+
+def _resource_errors_of_setup() -> contextlib.AbstractContextManager:
+    return resource_errors_explained(
+        lambda: "while the model is set up",
+        "use a smaller model, or free the memory that other processes use",
+        "dataloader.train.num_workers",
+    )

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from d2ext.data.loading.sample_errors import seed_torch
 from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
 from d2ext.engine.resource_errors import batch_words, resource_errors_explained
 from d2ext.errors import UserError, errors_located
@@ -194,7 +195,7 @@ class Trainer:
         present = {
             name: value
             for name, (value, i) in self.storage.latest().items()
-            if i == self.storage.iter and not hints[name]
+            if i == self.storage.iter and not hints[name] and name not in _OF_THE_MACHINE
         }
         oldest = self.storage.iter - WINDOW
         recent = {}
@@ -291,7 +292,7 @@ class Trainer:
             # Proposal sampling and dropout draw from torch's generator.
             number = comm.get_rank() * self._accumulate + k
             words = np.random.SeedSequence((self._seed, self.iter, number)).generate_state(1)
-            torch.manual_seed(int(words[0]))
+            seed_torch(int(words[0]))
             last = k + 1 == self._accumulate
             # Gradients are exchanged once per step, in the last micro-batch.
             wait = isinstance(self.model, DistributedDataParallel) and not last

@@ -98,6 +98,22 @@ def distributed(model: nn.Module, options: DDP, device: str) -> nn.Module:
     return create_ddp_model(model, **{"device_ids": ids, **options.arguments()})
 
 
+def check_own_gpus() -> None:
+    """Check that each rank has a GPU of its own, before NCCL connects.
+
+    Raises:
+        UserError: Two ranks use the same GPU; raised on all ranks.
+    """
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    ranks: dict[str, int] = {}
+    for rank, (host, uuid) in enumerate(comm.all_gather((socket.gethostname(), str(gpu.uuid)))):
+        if (other := ranks.setdefault(uuid, rank)) != rank:
+            raise UserError(
+                f"ranks {other} and {rank} on {host} use the same GPU; start at most one process"
+                " per GPU; with srun, --gpus-per-task=1 gives each its own"
+            )
+
+
 def log_ranks(device: str) -> None:
     """Log a table of all processes on rank 0: rank, local rank, host, process id and device."""
     if device == "cuda":

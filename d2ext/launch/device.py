@@ -13,6 +13,7 @@ from d2ext.errors import UserError, format_exception
 from d2ext.text import plural
 
 _DEV = Path("/dev")
+_DRIVER = Path("/proc/driver/nvidia/version")
 _GRANTED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
 _NO_DEVICE = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES, the last one Slurm's
 
@@ -29,7 +30,7 @@ def choose_device(
     Args:
         requested: `train.device`, `cuda` or `cpu`. Without a GPU, `cuda` falls back to the CPU.
         num_gpus: Value of `--num-gpus`.
-        gpu_each: A single visible GPU belongs to this process only (`srun --gpus-per-task=1`).
+        gpu_each: A single visible GPU belongs to this process only (`Topology.gpu_each`).
         visible: Number of GPUs; None asks torch.
         dev: Folder of the device files.
 
@@ -41,7 +42,9 @@ def choose_device(
 
     if requested not in ("cpu", "cuda"):
         raise UserError(f"train.device={requested!r} is not a device; give cuda or cpu")
-    cpu = f"CPU, {plural(torch.get_num_threads(), 'thread')}"
+    processes = 1 if gpu_each else num_gpus  # torchrun and srun have started the others
+    each = f" for each of {processes} processes" if processes > 1 else ""
+    cpu = f"CPU, {plural(threads_per_process(processes), 'thread')}{each}"
     if requested == "cpu":
         return "cpu", cpu
     if visible is None and "D2EXT_PLAN_GPUS" in os.environ:  # preflight for other machines
@@ -64,6 +67,17 @@ def choose_device(
             f"--num-gpus {num_gpus} is more than this machine has; give at most {visible}"
         )
     return "cuda", f"GPU, {num_gpus} of {visible}"
+
+
+def threads_per_process(processes: int) -> int:
+    """Return the number of threads of each of several processes on this machine.
+
+    They share this process's threads, unless OMP_NUM_THREADS sets the number for each.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    return threads if "OMP_NUM_THREADS" in os.environ else max(threads // processes, 1)
 
 
 def expected_gpu(env: Mapping[str, str], dev: Path = _DEV) -> str | None:
@@ -96,6 +110,30 @@ def why_no_gpu() -> str:
     except (AssertionError, RuntimeError) as e:  # AssertionError: a build without CUDA
         return format_exception(e) + given
     return f"torch {torch.__version__} gives no reason{given}"
+
+
+def gpu_facts(device: str) -> tuple[str, dict[str, str]]:
+    """Return the name of the current GPU, and the versions of its driver and libraries.
+
+    Both are empty on the CPU.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    import torch
+
+    if device == "cpu":
+        return "", {}
+    driver = re.search(r"  (\d+(\.\d+)+)  ", _DRIVER.read_text()) if _DRIVER.exists() else None
+    has_nccl = torch.distributed.is_nccl_available()
+    versions = {
+        "driver": driver and driver[1],
+        "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),
+        "NCCL": has_nccl and ".".join(map(str, torch.cuda.nccl.version())),
+    }
+    known = {name: str(version) for name, version in versions.items() if version}
+    return torch.cuda.get_device_name(), known
 
 
 def uncovered(capability: tuple[int, int], built_for: list[str]) -> bool:

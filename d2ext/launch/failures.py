@@ -14,6 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from d2ext.errors import UserError, user_message
+from d2ext.limits import exhausted
 from d2ext.run_dir.metadata import update_run_info
 from d2ext.run_dir.schema import RankFailure, read_record, to_plain
 
@@ -34,7 +35,7 @@ def describe_failure(rank: int, e: BaseException) -> RankFailure:
         kind, message = "user", text
     elif _is_interruption(e):
         kind, message = "interrupted", "interrupted"
-    elif isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and _LOST_PEER.search(str(e)):
+    elif _is_lost_peer(e):
         kind = "communication"
     else:
         kind = "other"
@@ -48,15 +49,27 @@ def _is_interruption(e: BaseException | None) -> bool:
     return e is not None
 
 
-def describe_killed(rank: int, by: str | None) -> RankFailure:
+def _is_lost_peer(e: BaseException) -> bool:
+    if exhausted(str(e)) == "GPU memory":  # NCCL allocates some, too
+        return False
+    lost = isinstance(e, RuntimeError) and _LOST_PEER.search(str(e))
+    return isinstance(e, dist.DistError) or bool(lost)
+
+
+def describe_killed(rank: int, by: str | None, nccl: bool = False) -> RankFailure:
     """Return the record of a rank that a signal ended.
 
     The `kind` is crashed for signals that a process causes itself, such as SIGSEGV, else killed.
+    SIGABRT under NCCL is communication.
 
     Args:
         rank: Global rank.
         by: Name of the signal; None if unknown.
+        nccl: Whether the ranks communicate by NCCL, whose watchdog aborts a rank that lost a peer.
     """
+    if nccl and by == "SIGABRT":
+        why = "NCCL does this if a peer died or did not answer within --dist-timeout"
+        return _failure(rank, "communication", f"killed by SIGABRT: {why}")
     message = f"was killed by {by}" if by else "was killed"
     if by in (None, "SIGKILL"):
         message += " (out of memory?)"

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import cv2
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch
@@ -26,7 +27,8 @@ from detectron2.utils import comm
 from d2ext._compat import run_exit_functions
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
-from d2ext.launch.collectives import set_timeout, wait_for_ranks
+from d2ext.launch.collectives import check_own_gpus, set_timeout, wait_for_ranks
+from d2ext.launch.device import threads_per_process
 from d2ext.launch.failures import (
     FailureFolder,
     cause,
@@ -110,7 +112,7 @@ def start_ranks(
                 topology.num_machines,
                 topology.machine_rank,
                 topology.url,
-                args=(folder, failures, timeout, target, args),
+                args=(topology, device, folder, failures, timeout, target, args),
                 timeout=datetime.timedelta(seconds=timeout),
             )
     except (
@@ -121,7 +123,7 @@ def start_ranks(
     finally:
         send(folder, signal.SIGKILL)
     try:
-        return _outcome(topology, folder, failed, failures, sent, vanished)
+        return _outcome(topology, device, folder, failed, failures, sent, vanished)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -140,11 +142,8 @@ def run_here(
         output_dir: Argument of `start_ranks`; a failure is recorded in it.
 
     Returns:
-        The result of `target`. If it fails in one of several ranks, the process exits, because the
-        other ranks wait for it.
-
-    Raises:
-        UserError: The ranks cannot meet.
+        The result of `target`. If it fails in one of several ranks, or these cannot connect, the
+        process exits, because the other ranks wait for it.
     """
     failures = FailureFolder(output_dir)
     if topology.launcher == "self":
@@ -154,7 +153,7 @@ def run_here(
             failures.record(describe_failure(0, e))
             raise
     if not dist.is_initialized():
-        _join_or_end_step(topology, timeout, device)
+        _join_or_exit(topology, timeout, device)
     try:
         result = target()
         wait_for_ranks("the other ranks to end")  # a rank that exits early looks like a dead one
@@ -167,28 +166,29 @@ def run_here(
         os._exit(status)  # destructors of process groups can wait for peers
 
 
-def _join_or_end_step(topology: Topology, timeout: float, device: str) -> None:
+def _join_or_exit(topology: Topology, timeout: float, device: str) -> None:
     try:
         join_ranks(topology, timeout, device)
     except UserError as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
         if topology.launcher == "srun":
-            print(f"error: {e}", file=sys.stderr, flush=True)
             end_step(os.environ)  # the other tasks would wait for this one
-            raise SystemExit(2) from e
-        raise
+        sys.stdout.flush()
+        os._exit(2)  # destructors of process groups can wait for peers
 
 
 def join_ranks(topology: Topology, timeout: float, device: str) -> None:
     """Join the process group of a run whose ranks torchrun or srun started.
 
     Raises:
-        UserError: Other ranks do not join in time.
+        UserError: Other ranks do not join in time, or the ranks cannot communicate.
     """
     if topology.launcher == "srun" and topology.rank == 0:
         check_rendezvous(topology, timeout)
+    _share_cores(topology, device)
     if device == "cuda":
-        # srun may give each task its own GPU, the only one that the task sees.
-        alone = topology.launcher == "srun" and torch.cuda.device_count() == 1
+        # The only GPU that a rank sees is its own, as with srun --gpus-per-task=1.
+        alone = torch.cuda.device_count() == 1
         torch.cuda.set_device(0 if alone else topology.rank % topology.per_machine)
     os.environ.setdefault("MASTER_ADDR", topology.url.removeprefix("tcp://").rpartition(":")[0])
     os.environ.setdefault("MASTER_PORT", topology.url.rpartition(":")[2])
@@ -201,18 +201,46 @@ def join_ranks(topology: Topology, timeout: float, device: str) -> None:
                 rank=topology.rank,
                 timeout=datetime.timedelta(seconds=timeout),
             )
+        comm.create_local_process_group(topology.per_machine)
+        set_timeout(timeout)
+        if device == "cuda":
+            check_own_gpus()
+        wait_for_ranks("the other ranks to start")  # NCCL connects only now
     except (dist.DistError, RuntimeError) as e:
-        raise UserError(_rendezvous_failed(topology, str(e))) from e
-    comm.create_local_process_group(topology.per_machine)
-    set_timeout(timeout)
-    wait_for_ranks("the other ranks to start")
+        text = f"{type(e).__name__}: {e}"
+        raise UserError(_rendezvous_failed(topology, text)) from e
+
+
+def _share_cores(topology: Topology, device: str) -> None:
+    """Divide a machine's cores among its ranks, unless OMP_NUM_THREADS is set, as by torchrun.
+
+    On GPUs, half of the cores are left to the loader workers.
+    """
+    if topology.per_machine == 1 or "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = threads_per_process(topology.per_machine)
+    if topology.launcher == "srun":  # which may have bound this task to cores of its own
+        cores = torch.get_num_threads()
+        on_node = int(os.environ.get("SLURM_CPUS_ON_NODE", cores))
+        threads = max(min(cores, on_node // topology.per_machine), 1)
+    if device == "cuda":
+        threads = max(threads // 2, 1)
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
 
 
 def _rank_main(
-    folder: Path, failures: FailureFolder, timeout: float, target: Callable[..., int], args: tuple
+    topology: Topology,
+    device: str,
+    folder: Path,
+    failures: FailureFolder,
+    timeout: float,
+    target: Callable[..., int],
+    args: tuple,
 ) -> None:
     """Run the target in a spawned rank after the rendezvous."""
     die_with_parent()
+    _share_cores(topology, device)
     os.environ[LAUNCHER] = str(os.getpid())  # for spawned loader workers
     rank = comm.get_rank()
     (folder / f"{rank}.pid").write_text(str(os.getpid()))
@@ -253,6 +281,7 @@ def exit_process(status: int) -> NoReturn:
 
 def _outcome(
     topology: Topology,
+    device: str,
     folder: Path,
     failed: Exception | None,
     failures: FailureFolder,
@@ -271,7 +300,7 @@ def _outcome(
     forwarded = by and signal.Signals[by] in FORWARDED
     if not forwarded and (by or vanished):
         rank = topology.rank + failed.error_index if by else min(vanished)
-        mine.append(describe_killed(rank, by))
+        mine.append(describe_killed(rank, by, nccl=device == "cuda"))
         failures.add(mine[-1])
     if first := cause(mine):
         return _report(failures, first, topology.machine_rank == 0)
@@ -312,5 +341,18 @@ def _rendezvous_failed(topology: Topology, text: str) -> str:
             f"not all {topology.world_size} processes reached {topology.url} in time; check that"
             " --num-gpus and --num-machines are the same on every machine"
         )
-    last = (text.strip() or "no reason given").splitlines()[-1]
-    return f"the processes could not connect at {topology.url}: {last}"
+    hint = ""
+    if topology.num_machines > 1:
+        hint = "; if this machine has several network interfaces, select one with"
+        hint += " GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+    return f"the processes could not connect at {topology.url}: {_stated(text)}{hint}"
+
+
+def _stated(text: str) -> str:
+    """Return the line that states the error in a traceback or the text of an exception."""
+    if last := re.search(r"Last error:\n(.+)", text):  # NCCL's
+        return last[1]
+    # CUDA's errors end with lines of advice.
+    if first := re.search(r"^[\w.]*(Error|Exception): .+", text, re.M):
+        return first[0]
+    return (text.strip() or "no reason given").splitlines()[-1]

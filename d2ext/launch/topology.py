@@ -47,6 +47,11 @@ class Topology:
         """Return the number of processes on all machines."""
         return self.num_machines * self.per_machine
 
+    @property
+    def gpu_each(self) -> bool:
+        """Return whether the only GPU that this process sees is its own, not the machine's."""
+        return self.launcher != "self"
+
     def starting(self) -> list[str]:
         """Return the launcher's command with which machine 0 starts such a run."""
         machines, each = str(self.num_machines), str(self.per_machine)

@@ -4,8 +4,11 @@ import contextlib
 import importlib.util
 import inspect
 import logging
+import os
 import shutil
+import sysconfig
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
 from detectron2.utils.registry import locate
 
-from d2ext.config.options import WRITERS, TrainOptions
+from d2ext.config.options import WRITERS, Amp, TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.evaluators import build_metric, check_entry
@@ -23,6 +26,11 @@ from d2ext.invocation import option
 logger = logging.getLogger(__name__)
 
 _HOOK = "a hook; give a class derived from detectron2.engine.HookBase"
+# Language, environment variable and names of inductor's compiler.
+_COMPILERS = {
+    "cpu": ("C++", "CXX", ("g++", "clang++", "c++")),
+    "cuda": ("C", "CC", ("gcc", "clang")),
+}
 _WRITER = "a writer; give a class derived from detectron2.utils.events.EventWriter"
 
 
@@ -213,9 +221,31 @@ def _check_compiler(backend: str, device: str) -> None:
             f"train.compile.backend={backend} is not a backend of torch; choose from"
             f" {', '.join(known)}"
         )
-    if backend == "inductor" and device == "cpu":
-        if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-            raise UserError(
-                "train.compile: inductor needs a C++ compiler on the CPU, but none is installed;"
-                " install g++, or set train.compile.enabled=false"
-            )
+    if backend != "inductor":
+        return
+    off = "or set train.compile.enabled=false"
+    # On a GPU, Triton compiles a launcher for each kernel.
+    language, variable, names = _COMPILERS[device]
+    if variable not in os.environ and not any(map(shutil.which, names)):
+        raise UserError(
+            f"train.compile: inductor needs a {language} compiler, but none is installed; install"
+            f" {names[0]}, {off}"
+        )
+    headers = sysconfig.get_config_var("INCLUDEPY")
+    if not Path(headers, "Python.h").is_file():
+        raise UserError(
+            f"train.compile: inductor needs Python.h, which is not in {headers}; install Python's"
+            f" header files (python3-dev on Debian), {off}"
+        )
+
+
+def precision_advice(amp: Amp, device: str) -> list[str]:
+    """Return a line of advice if another `train.amp.dtype` suits the GPU better."""
+    if device != "cuda" or not amp.active(device) or not torch.cuda.is_available():
+        return []  # without a GPU, the plan is for another machine
+    has_bfloat16 = torch.cuda.get_device_capability() >= (8, 0)
+    if has_bfloat16 and amp.dtype == "float16":
+        return ["train.amp.dtype=bfloat16 is as fast on this GPU and needs no loss scaling"]
+    if not has_bfloat16 and amp.dtype == "bfloat16":
+        return ["this GPU emulates bfloat16 slowly; train.amp.dtype=float16 is faster"]
+    return []

@@ -46,6 +46,7 @@ from d2ext.preflight.options import (
     check_metrics,
     check_options,
     check_schedule,
+    precision_advice,
 )
 from d2ext.preflight.tiles import check_tiles, tile_lines
 from d2ext.preflight.validation_loss import sets_with_loss
@@ -193,6 +194,8 @@ def plan_run(
     if options.eval_period == 0 and not cfg.evaluators:
         validate = False  # as in imported configs without validation data
     check_options(cfg, options, device, validate, eval_only, tta, expect)
+    if not eval_only:
+        _say(lines, *_titled("precision", precision_advice(options.amp, device)))
     checkpoint, damaged = _find_checkpoint(output_dir, eval_only, resume, resume_from, overwrite)
 
     source = options.init_checkpoint or ""

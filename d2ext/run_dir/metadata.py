@@ -33,7 +33,8 @@ def write_run_info(out: Path, info: RunInfo) -> None:
 
     Args:
         out: Run directory.
-        info: Fields from the config and command; `started`, `versions` and `machine` are added.
+        info: Fields from the config and command; `started` is added, `versions` and `machine` are
+            completed.
     """
     before = RunInfo()
     if info.resumed_from:
@@ -46,12 +47,13 @@ def write_run_info(out: Path, info: RunInfo) -> None:
             )
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     seconds = before.train_seconds
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
     info = replace(
         info,
         command=before.command or info.command,
         started=before.started or now,
-        versions=installed_versions(),
-        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        versions=installed_versions() | info.versions,
+        machine=", ".join(filter(None, [machine, info.machine])),
         seconds_before=before.seconds_before if seconds is UNSET else seconds,
     )
     write_record(out / "run.json", info)

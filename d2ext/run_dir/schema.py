@@ -64,8 +64,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
         config_file: Config file on the command line; empty for a run from Python.
         command: Command or Python call that first started the run.
         started: Time of the first start, in ISO 8601 with the time zone.
-        versions: Versions by package name.
-        machine: Text with the operating system, architecture and number of CPU cores.
+        versions: Versions by package name, and of a GPU's driver and libraries.
+        machine: Text with the operating system, architecture, number of CPU cores, and GPUs.
         device: `cpu` or `cuda`.
         classes: Class names, in the order of the model's outputs.
         datasets: Sizes by dataset name.

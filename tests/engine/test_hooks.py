@@ -7,7 +7,8 @@ from detectron2.engine import HookBase, SimpleTrainer
 from torch import nn
 
 from d2ext.checkpoint.files import read_checkpoint, save_checkpoint
-from d2ext.engine.hooks import hook_states, load_hook_states
+from d2ext.config.schedule import Period, Schedule
+from d2ext.engine.hooks import MemoryHook, hook_states, load_hook_states
 from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
 from d2ext.launch.signals import StopSignals
@@ -62,6 +63,15 @@ def test_methods_are_called_at_the_right_moments(accumulate):
     after_backward = [i for i, name in enumerate(names) if name == "after_backward"]
     assert [gradients[i] for i in after_backward] == pytest.approx([3.0, 3.0])
     assert [weights[i] for i in after_backward] == pytest.approx([0.0, -0.3], rel=1e-5)
+
+
+def test_memory_is_read_only_in_steps_that_are_logged():
+    """A GPU answers with a hundred numbers."""
+    schedule = Schedule(4, 1, 5, None, False, Period(), Period(), log_period=2, evaluates=False)
+    trainer = _train([MemoryHook(schedule)], steps=5)
+    logged = trainer.storage.history("memory_mb").values()
+    assert [i for _, i in logged] == [1, 3, 4] and logged[0][0] > 10
+    assert "memory_mb" not in trainer.memory()["present"]  # it is the machine's
 
 
 class Calls(HookBase):

@@ -11,6 +11,14 @@ from d2ext.engine.trainer import Trainer
 from d2ext.errors import UserError
 from d2ext.launch.signals import StopSignals
 
+OTHER_WORDS = (
+    "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable assertions.",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "NCCL error in: NCCLUtils.cpp:94\nLast error:\nCuda failure 2 'out of memory'",
+)
+
 
 class Hungry(nn.Module):
     def __init__(self, error):
@@ -38,6 +46,7 @@ def _train(error):
             "out of GPU memory",
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        *((RuntimeError(text), "out of GPU memory") for text in OTHER_WORDS),
     ],
 )
 def test_the_error_has_the_batch_its_size_and_what_to_lower(error, first):
@@ -46,6 +55,12 @@ def test_the_error_has_the_batch_its_size_and_what_to_lower(error, first):
     assert str(e.value).startswith(f"{first} at iteration 3: 2 images, padded to 16 x 30 pixels")
     for words in ("dataloader.train.total_batch_size", "train.accumulate", "train.amp.enabled"):
         assert words in str(e.value)
+
+
+def test_a_gpu_without_kernels_is_explained():
+    text = "CUDA error: no kernel image is available for execution on the device\nCompile with"
+    with pytest.raises(UserError, match=r"not built for this GPU \(CUDA .*device\); d2ext doctor"):
+        _train(RuntimeError(text))
 
 
 @pytest.mark.parametrize(

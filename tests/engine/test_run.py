@@ -3,12 +3,14 @@
 import pickle
 
 import pytest
+import torch
 from detectron2.engine import HookBase
 
 from d2ext.checkpoint.files import read_checkpoint
 from d2ext.config.load import load_config
 from d2ext.data.datasets.register import unregister_datasets
 from d2ext.engine.run import Run
+from d2ext.errors import UserError
 from d2ext.launch.command import RunCommand
 from d2ext.launch.signals import StopSignals
 from d2ext.preflight.plan import plan_run
@@ -77,6 +79,17 @@ def test_nothing_is_written_before_everything_is_built(cfg, tmp_path):
     with StopSignals() as signals, pytest.raises(Exception, match=r"train.hooks\[0\].*no such"):
         Run(cfg, plan, COMMAND, signals).setup()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_does_not_fit_on_the_gpu_is_explained(cfg, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    plan = plan_run(cfg, "run", validate=False)
+    monkeypatch.setattr(torch.nn.Module, "to", refuse)
+    words = "out of GPU memory while the model is set up; use a smaller model"
+    with StopSignals() as signals, pytest.raises(UserError, match=words):
+        Run(cfg, plan, COMMAND, signals).setup()
 
 
 def test_hooks_of_the_config_precede_those_of_the_caller(cfg, tmp_path):

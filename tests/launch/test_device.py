@@ -4,7 +4,15 @@ import pytest
 
 from d2ext.doctor import report
 from d2ext.errors import UserError
-from d2ext.launch.device import choose_device, expected_gpu, uncovered, why_no_gpu
+from d2ext.launch.device import (
+    choose_device,
+    expected_gpu,
+    gpu_facts,
+    uncovered,
+    why_no_gpu,
+)
+from d2ext.run_dir.metadata import read_run_info, write_run_info
+from d2ext.run_dir.schema import RunInfo
 
 
 @pytest.fixture
@@ -101,6 +109,25 @@ def test_a_gpu_without_kernels_is_an_error(dev, monkeypatch):
     assert choose_device("cuda", 1, dev=dev)[0] == "cuda"
     with pytest.raises(UserError, match="Card 1 has .* capability 6.1, .* only for sm_80, sm_90"):
         choose_device("cuda", 2, dev=dev)
+
+
+def test_a_run_records_its_gpu_and_the_versions_of_its_libraries(tmp_path, monkeypatch):
+    driver = tmp_path / "version"
+    driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27\n")
+    monkeypatch.setattr("d2ext.launch.device._DRIVER", driver)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.backends.cudnn.version", lambda: 91200)
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.nccl.version", lambda: (2, 27, 3))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Card")
+    name, versions = gpu_facts("cuda")
+    assert name == "Card"
+    assert versions == {"driver": "580.65.06", "CUDA": "13.0", "cuDNN": "91200", "NCCL": "2.27.3"}
+    write_run_info(tmp_path, RunInfo(versions=versions, machine=f"2 x {name}"))
+    info = read_run_info(tmp_path)
+    assert info.machine.endswith(" CPU cores, 2 x Card")
+    assert info.versions["driver"] == "580.65.06" and "torch" in info.versions
+    assert gpu_facts("cpu") == ("", {})
 
 
 def test_the_doctor_reports_both_problems(monkeypatch):

@@ -17,6 +17,7 @@ from d2ext.launch.failures import (
     describe_killed,
     print_failure,
 )
+from d2ext.run_dir.schema import RankFailure, read_record
 from tests.conftest import checkout_env
 
 LOST = dist.DistError("Connection closed by peer")
@@ -53,6 +54,41 @@ def test_crashes_are_distinguished_from_kills(by, kind):
     assert killed.kind == kind and cause([describe_failure(0, LOST), killed]) is killed
 
 
+ABORTING = """
+import os, sys, time
+from pathlib import Path
+
+import torch.distributed as dist
+from d2ext.launch.spawn import start_ranks
+from d2ext.launch.topology import find_topology
+
+def work():
+    if dist.get_rank() == 1:
+        os.abort()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    Path("run").mkdir()
+    sys.exit(start_ranks(find_topology({}, num_gpus=2), work, (), 60, "cuda", Path("run")))
+"""
+
+
+def test_an_abort_on_gpus_is_a_lost_peer(tmp_path):
+    """NCCL's watchdog aborts the ranks whose peer has died; their job is requeued."""
+    (tmp_path / "ranks.py").write_text(ABORTING)
+    done = subprocess.run(
+        [sys.executable, "ranks.py"],
+        env=checkout_env() | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1 and "SIGABRT" in done.stderr.splitlines()[-1]
+    failure = read_record(tmp_path / "run" / "errors" / "rank-1.json", RankFailure)
+    assert failure.kind == "communication"
+    assert describe_killed(1, "SIGABRT").kind == "crashed"  # on the CPU
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -62,6 +98,7 @@ def test_crashes_are_distinguished_from_kills(by, kind):
         (KeyboardInterrupt(), "interrupted"),
         (RuntimeError("[gloo/transport/tcp/pair.cc] Connection reset by peer"), "communication"),
         (RuntimeError("a storage of the wrong size, no socket"), "other"),
+        (dist.DistBackendError("NCCL error\nLast error:\nCuda failure 2 'out of memory'"), "other"),
     ],
 )
 def test_the_kind_of_a_failure(error, kind):

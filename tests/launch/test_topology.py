@@ -50,6 +50,7 @@ def test_flags_take_precedence_over_torchrun():
     assert (topology.launcher, topology.rank, topology.world_size) == ("torchrun", 5, 8)
     assert (topology.num_machines, topology.machine_rank, topology.per_machine) == (2, 1, 4)
     assert find_topology(TORCHRUN, num_gpus=2).launcher == "self"
+    assert topology.gpu_each and not find_topology(TORCHRUN, num_gpus=2).gpu_each
     with pytest.raises(UserError, match="--master-port=0: port 0 is not supported"):
         find_topology(TORCHRUN | {"MASTER_PORT": "0"})
 

@@ -9,14 +9,60 @@ from d2ext.launch.device import choose_device
 from d2ext.preflight.plan import plan_run
 
 
-def test_the_device_depends_on_the_visible_gpus():
+def test_the_device_depends_on_the_visible_gpus(monkeypatch):
     assert choose_device("cuda", num_gpus=2, visible=2)[0] == "cuda"
     assert choose_device("cpu", num_gpus=1, visible=2)[0] == "cpu"
     device, words = choose_device("cuda", num_gpus=1, visible=0)
     assert device == "cpu" and "no GPU is visible" in words
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    assert choose_device("cpu", 2)[1] == "CPU, 3 threads for each of 2 processes"
+    assert choose_device("cpu", 2, gpu_each=True)[1] == "CPU, 6 threads"  # of srun's task
     assert choose_device("cuda", num_gpus=4, gpu_each=True, visible=1)[0] == "cuda"  # srun's tasks
     with pytest.raises(UserError, match="--num-gpus 3 is more than .* give at most 2"):
         choose_device("cuda", num_gpus=3, visible=2)
+
+
+@pytest.fixture
+def plan(repo, tiny, monkeypatch):
+    """Return a function that returns the text of a plan for a GPU."""
+    monkeypatch.setenv("D2EXT_PLAN_GPUS", "1")
+
+    def lines(*overrides):
+        recipe = repo / "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
+        cfg = load_config(recipe, [*tiny, *overrides])
+        return "\n".join(plan_run(cfg, "run", validate=False).lines)
+
+    return lines
+
+
+def test_compiling_for_a_gpu_needs_a_c_compiler_and_pythons_headers(plan, monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    (tmp_path / "gcc").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert plan("train.compile.enabled=True")
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match="needs Python.h, which is not in .*python3-dev"):
+        plan("train.compile.enabled=True")
+    (tmp_path / "gcc").unlink()
+    with pytest.raises(UserError, match="needs a C compiler, .* install gcc, or set"):
+        plan("train.compile.enabled=True")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "advice"),
+    [
+        ((7, 5), "bfloat16", "precision   this GPU emulates bfloat16"),
+        ((8, 0), "float16", "precision   train.amp.dtype=bfloat16 is as fast"),
+        ((7, 5), "float16", None),
+        ((9, 0), "bfloat16", None),
+    ],
+)
+def test_the_precision_that_suits_the_gpu_is_advised(plan, monkeypatch, capability, dtype, advice):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    text = plan("train.amp.enabled=True", f"train.amp.dtype={dtype}")
+    assert advice in text if advice else "precision" not in text
 
 
 def test_a_schedule_made_for_more_images_gets_a_note(repo, tiny):

@@ -73,6 +73,17 @@ class RleAsBitmaps:
         return (self._for_rle if has_rle else self._mapper)(record)
 
 
+def seed_torch(seed: int) -> None:
+    """Seed torch's global generators as `torch.manual_seed` does, which is slow without a GPU.
+
+    It then formats a stack trace, for the case that a GPU will be used later.
+    """
+    if torch.cuda.is_initialized():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def generators_seeded(*key: int) -> Iterator[None]:
     """Seed Python's, numpy's and torch's global generators from integers; restore them at exit."""
@@ -81,7 +92,7 @@ def generators_seeded(*key: int) -> Iterator[None]:
     try:
         random.seed(int(words[0]))
         np.random.seed(words[1])
-        torch.manual_seed(int(words[2]))
+        seed_torch(int(words[2]))
         yield
     finally:
         random.setstate(states[0])

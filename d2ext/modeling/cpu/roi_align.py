@@ -37,7 +37,7 @@ class BagROIAlign(ROIAlign):
         x, x_weight = _samples(start[:, 0], extent[:, 0], out_w, self.sampling_ratio, width)
         y, y_weight = _samples(start[:, 1], extent[:, 1], out_h, self.sampling_ratio, height)
         if len(rois) * out_h * out_w * x.shape[2] * y.shape[2] > _MAX_SAMPLES:
-            return super().forward(input, rois)  # one long box gives all boxes as many samples
+            return self.pool_long(input, rois)  # one long box gives all boxes as many samples
         first = rois[:, 0].long()[:, None, None] * height
         # For each bin, all pairs of its rows and columns: (R, out_h, out_w, rows, columns).
         pixel = (first + y)[:, :, None, :, None] * width + x[:, None, :, None, :]
@@ -55,6 +55,10 @@ class BagROIAlign(ROIAlign):
             include_last_offset=True,
         )
         return out.view(len(rois), out_h, out_w, c).permute(0, 3, 1, 2).to(input.dtype)
+
+    def pool_long(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Pool features of boxes that have too many samples for one call of `F.embedding_bag`."""
+        return super().forward(input, rois)
 
 
 def _samples(
