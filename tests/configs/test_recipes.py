@@ -21,7 +21,7 @@ from d2ext.config.lr_scaling import check_name
 BALLOON = {
     "configs/balloon/mask_rcnn_lite0_fpn_balloon.py",
     "configs/balloon/mask_rcnn_lite1_fpn_balloon.py",
-    "configs/balloon/mask_rcnn_lite1_fpn_balloon_strong.py",
+    "configs/balloon/mask_rcnn_lite1_fpn_strong_balloon.py",
     "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py",
 }
 CUSTOM = {

@@ -1,6 +1,6 @@
 """Mask R-CNN on a laptop, trained for longer: EfficientNet-Lite1 FPN with strong augmentation.
 
-    CONFIG=balloon/mask_rcnn_lite1_fpn_balloon_strong.py
+    CONFIG=balloon/mask_rcnn_lite1_fpn_strong_balloon.py
     d2ext train "$CONFIG"
     d2ext train "$CONFIG" --eval-only --weights last
 
