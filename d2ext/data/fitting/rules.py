@@ -28,6 +28,7 @@ _CLOSE = 1.15  # ratio of the smallest and largest anchors up to which the recip
 _ANCHOR_PERCENTS = (2, 98)  # objects between which anchors are spread
 _ANCHOR_RATIO = 1.2  # smallest ratio of two sizes of anchors
 _PER_STRIDE = 1.5  # smallest size of anchors, in strides of their level
+_MOST_PER_STRIDE = 8  # size of FPN's anchors
 _FEW_IMAGES, _FEW_CORES, _SMALL_BATCH = 500, 8, 2
 _ENOUGH_STEPS, _FEWEST_STEPS = 1000, 500
 _MOST_TIMES = 1.75  # as many pixels as the recipe trains on
@@ -236,8 +237,9 @@ def anchors(s: Situation) -> Iterator[Choice]:
 
     YOLO9000 (https://arxiv.org/abs/1612.08242) fits anchors to the data; a geometric sequence keeps
     the order of the levels, as in FPN (https://arxiv.org/abs/1612.03144). Anchors that are smaller
-    than the distance of the cells of their level would miss objects between these. The numbers of
-    levels and of sizes stay, and so do the shapes of the weights. A trained detector keeps its
+    than the distance of the cells of their level would miss objects between these. Levels that are
+    too fine for all objects, whose cells see only a part of each, keep their anchors. The numbers
+    of levels and of sizes stay, and so do the shapes of the weights. A trained detector keeps its
     own anchors.
     """
     recipe, data = s.recipe, s.data
@@ -252,24 +254,26 @@ def anchors(s: Situation) -> Iterator[Choice]:
     most = s.chosen.get(keys.MAX_SIZE, recipe.max_size) or math.inf
     side = min(float(np.mean(sides)), most / data.aspect[50])
     low, high = (data.size[share] * side for share in _ANCHOR_PERCENTS)
-    count = sum(map(len, recipe.anchors))
+    strides = recipe.strides or [0] * len(recipe.anchors)
+    coarse = [not stride or _MOST_PER_STRIDE * stride >= low for stride in strides]
+    first = coarse.index(True) if any(coarse) else len(coarse) - 1
+    count = sum(map(len, recipe.anchors[first:]))
     # Objects of one size still vary in shape, so that neighbors must not coincide.
     widest = max(high / low, _ANCHOR_RATIO ** (count - 1))
     center, half = math.sqrt(low * high), math.sqrt(widest)
     spread = iter(np.geomspace(center / half, center * half, count).tolist())
-    strides = recipe.strides or [0] * len(recipe.anchors)
-    sizes = [
+    sizes = recipe.anchors[:first] + [
         [round(max(next(spread), _PER_STRIDE * stride * _ANCHOR_RATIO**i)) for i in range(len(own))]
-        for own, stride in zip(recipe.anchors, strides, strict=True)
+        for own, stride in zip(recipe.anchors[first:], strides[first:], strict=True)
     ]
-    ends = ((sizes[0][0], recipe.anchors[0][0]), (sizes[-1][-1], recipe.anchors[-1][-1]))
+    ends = ((sizes[first][0], recipe.anchors[first][0]), (sizes[-1][-1], recipe.anchors[-1][-1]))
     if all(max(a / b, b / a) <= _CLOSE for a, b in ends):
         return
     yield Choice(
         keys.ANCHORS,
         sizes,
-        f"anchors {sizes[0][0]} to {sizes[-1][-1]} pixels: 96 % of the objects have {low:.0f} to"
-        f" {high:.0f} in training images",
+        f"anchors {sizes[first][0]} to {sizes[-1][-1]} pixels: 96 % of the objects have"
+        f" {low:.0f} to {high:.0f} in training images",
     )
 
 

@@ -127,14 +127,24 @@ def test_anchors_follow_a_bound_of_the_long_side():
 
 def test_anchors_follow_the_sizes_in_training_images():
     side = 400  # mean of the recipe's short sides
-    found = chosen(data(size=0.5, spread=2.5))[keys.ANCHORS]
+    found = chosen(data(size=0.3, spread=2.5))[keys.ANCHORS]
     flat = [size for level in found for size in level]
     assert [len(level) for level in found] == [2, 2, 2, 2]  # the shapes of the weights stay
     assert flat == sorted(flat)
-    assert flat[0] == pytest.approx(0.5 * 2.5 ** (-48 / 50) * side, abs=1)
-    assert flat[-1] == pytest.approx(0.5 * 2.5 ** (48 / 50) * side, abs=1)
+    assert flat[0] == pytest.approx(0.3 * 2.5 ** (-48 / 50) * side, abs=1)
+    assert flat[-1] == pytest.approx(0.3 * 2.5 ** (48 / 50) * side, abs=1)
     ratios = [b / a for a, b in zip(flat, flat[1:], strict=False)]
     assert max(ratios) / min(ratios) < 1.03
+
+
+def test_levels_that_are_too_fine_for_all_objects_keep_their_anchors():
+    found = chosen(data(size=0.6, spread=1.5))[keys.ANCHORS]  # 162 to 354 pixels
+    assert found[:2] == LITE0.anchors[:2]  # up to 8 strides: 64 and 128 pixels
+    flat = [size for level in found[2:] for size in level]
+    assert flat[0] == pytest.approx(163, abs=1) and flat[-1] == pytest.approx(354, abs=1)
+    huge = chosen(data(size=2.0, spread=1.1))[keys.ANCHORS]  # the coarsest level has no other
+    assert huge[:3] == LITE0.anchors[:3]
+    assert huge[3][0] == pytest.approx(2 * 400 * 1.1**-0.96, abs=1)
 
 
 def test_anchors_are_not_smaller_than_their_stride_allows():
