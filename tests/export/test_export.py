@@ -18,8 +18,8 @@ from d2ext.export.export import export_model
 from d2ext.predict.onnx_model import OnnxModel
 from tests.conftest import REPO
 from tests.export.models import spread_outputs
+from tests.export.pages import write_model
 from tests.export.test_detector import photo
-from tests.export.test_run_onnx import write_model
 
 FASTER = REPO / "tests/detectron2_style/configs/faster_rcnn.py"
 
