@@ -194,6 +194,7 @@ def verify(
         within=float(within.sum() / compared) if compared else 0.0,
         tolerances=dict(limits),
         results={key: (value, onnx.results[key]) for key, value in torch.results.items()},
+        weights_sha256=info.provenance.weights_sha256,
     )
     record.failures = list(_failures(record, compared, compared - int(within.sum())))
     return record
