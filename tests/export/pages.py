@@ -85,6 +85,7 @@ def results(page, threshold=None):
     """Return the rows of predictions.json, by image id, with the lowest score if it is given."""
     if threshold is not None:
         page.locator("#threshold").fill(str(threshold))
+        page.locator("#least", has_text=f"{threshold:.2f}").wait_for()
     name, content = saved(page, "#save-json")
     assert name == "predictions.json"
     rows = json.loads(content)
