@@ -1,5 +1,6 @@
 """The runner's options, errors and files, with a model whose objects are constants."""
 
+import errno
 import json
 import os
 
@@ -121,8 +122,22 @@ def test_the_limit_of_pixels_is_that_of_predict(run, monkeypatch):
     assert status == 1 and error.count("cannot be read and is skipped") == 2
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "512")
     assert run("photos", "--output", "out") == (0, "")
-    monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "many")
-    assert "D2EXT_MAX_IMAGE_PIXELS=many: give a number" in run("photos", "--output", "out")[1]
+    for value in ("many", "0"):
+        monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", value)
+        error = run("photos", "--output", "out")[1]
+        assert f"D2EXT_MAX_IMAGE_PIXELS={value}: give a number" in error
+
+
+def test_a_full_disk(run, tmp_path, monkeypatch):
+    """The error is one line, and no temporary file is left."""
+
+    def fail(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(os, "replace", fail)
+    status, error = run("photos", "--output", "out")
+    assert status == 1 and "images.json: No space left on device" in error and "\n" not in error
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_interrupted(run, tmp_path, monkeypatch):
