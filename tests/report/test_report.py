@@ -126,7 +126,7 @@ def write_run(run_dir: Path) -> Path:
 
 
 def test_exported_models_are_listed_with_their_proofs(tmp_path):
-    """A link leads to the page in a browser, and a failed verification is said."""
+    """A link leads to the page in a browser, and a failed verification is reported."""
     passed = {
         **{"file": "export/model.onnx", "precision": "float16", "bytes": 9_900_000, "images": 13},
         **{"objects": 50, "alone": 1, "boxes": 0.0012, "scores": 4e-6, "masks": 0.004},
