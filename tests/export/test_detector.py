@@ -174,7 +174,7 @@ def test_padding_that_depends_on_the_size_is_refused():
 
 
 def test_standardized_convolutions_may_have_constant_padding():
-    """Of timm's layers with this name, only those with a stride depend on the size."""
+    """Only those with a stride depend on the size of the image."""
     model = built("faster")
     model.backbone.bottom_up.stem.pool = StdConv2dSame(64, 64, 3)
     prepared(model)
