@@ -111,12 +111,13 @@ def prove(
     Raises:
         UserError: A photo cannot be read, or a file cannot be written.
     """
+    failed = unverified.with_name(f"{unverified.name}.json")
+    failed.unlink(missing_ok=True)  # of an earlier export
     exported = OnnxModel(unverified)
     logger.info("Comparing the file with the model in torch, on the CPU: %s", images)
     proof = verify.verify(model, exported, images, exported.info, unverified)
     for line in verify.lines(proof):
         logger.info("%s", line)
-    failed = unverified.with_name(f"{unverified.name}.json")
     if proof.failures:
         for failure in proof.failures:
             logger.error("%s", failure)
@@ -130,7 +131,6 @@ def prove(
     write_record(file.with_suffix(".json"), replace(proof, file=file.name))
     try:
         unverified.replace(file)
-        failed.unlink(missing_ok=True)  # of an earlier export
     except OSError as e:
         raise UserError(f"cannot write {file}: {e.strerror or e}; choose another --output") from e
     size = proof.bytes / 1e6
@@ -141,20 +141,20 @@ def prove(
 def _record(run_dir: Path, proof: ExportRecord) -> None:
     """Add the proof to the run directory, and write its report again; do nothing without a run.
 
-    It replaces that of an earlier export to the same file, whose page is kept.
+    The proof replaces those of earlier exports to the same file. If it failed, one that passed
+    stays, like its file. An existing page with the same weights stays linked.
     """
     if not (run_dir / "run.json").is_file():
         return
     paths = {"file": proof.file} | ({"page": proof.page} if proof.page else {})
     proof = replace(proof, **{key: _inside(run_dir, path) for key, path in paths.items()})
     file = run_dir / _RECORD
-    name = proof.file.removesuffix(_UNVERIFIED)
     others = []
     for export in read_valid_part(file, ExportsRecord).exports:
-        if export.file.removesuffix(_UNVERIFIED) != name:
+        if export.file not in (proof.file, f"{proof.file}{_UNVERIFIED}"):
             others.append(export)
-        elif not proof.failures and not proof.page and export.page:
-            if (run_dir / export.page).is_file():
+        elif not proof.page and export.page and (run_dir / export.page).is_file():
+            if export.weights_sha256 == proof.weights_sha256:
                 proof.page = export.page
     write_record(file, ExportsRecord([*others, proof]))
     write_report(run_dir)

@@ -41,7 +41,9 @@ def prepared(model: nn.Module) -> nn.Module:
             if type(conv) is Conv2dSame:
                 setattr(parent, name, _with_constant_padding(conv))
     for name, module in model.named_modules():
-        if type(module).__name__.endswith("Same"):  # the exporter would compute sizes for hours
+        # The exporter would compute sizes for hours. timm's layers with standardized weights have
+        # an attribute, since their padding may be constant.
+        if getattr(module, "same_pad", type(module).__name__.endswith("Same")):
             raise UserError(
                 f"the model cannot be exported: {name} is a {type(module).__name__}, whose padding"
                 " depends on the size of the image; use a backbone with constant padding"

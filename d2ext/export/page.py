@@ -134,9 +134,9 @@ def _limits(info: ModelInfo) -> Iterator[str]:
         limits = TOLERANCES["float16"]
         yield (
             "The model is stored at half precision. Compared with the trained model, boxes may"
-            f" differ by up to {limits['boxes']:g} pixels and scores by up to {limits['scores']:g}"
-            f" for at least {limits['within']:.0%} of the objects; objects close to the lowest"
-            " score may appear or vanish."
+            f" differ by up to {limits['boxes']:g} pixels of the resized photo and scores by up to"
+            f" {limits['scores']:g} for at least {limits['within']:.0%} of the objects; objects"
+            " close to the lowest score may appear or vanish."
         )
     yield (
         f"At most {info.max_objects} objects are found in a photo, with scores of at least"

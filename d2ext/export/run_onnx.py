@@ -6,8 +6,7 @@
 
 PHOTOS are image files and folders. DIR gets predictions.json (COCO results), images.json (images
 and classes) and overlays, which replace those of an earlier call. Photos that cannot be read are
-skipped; the exit status is then 1. The largest number of pixels is that of Pillow, or of the
-environment variable D2EXT_MAX_IMAGE_PIXELS.
+skipped; the exit status is then 1. The pixel limit is Pillow's, or D2EXT_MAX_IMAGE_PIXELS.
 
 This file needs the three packages above, and the .onnx file that lies beside it.
 """
@@ -254,8 +253,11 @@ def prepare(output):
 def write(file, text):
     """Write a file that is complete or, after an error, absent."""
     temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, file)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def score(text):
@@ -294,7 +296,7 @@ def find_model():
 def detect(args):
     """Run the model on all photos; return the exit status."""
     if limit := os.environ.get("D2EXT_MAX_IMAGE_PIXELS"):
-        if not limit.isdecimal():
+        if not limit.isdecimal() or int(limit) < 1:
             sys.exit(f"error: D2EXT_MAX_IMAGE_PIXELS={limit}: give a number of pixels")
         Image.MAX_IMAGE_PIXELS = int(limit) / 2
     model = Model(args.model or find_model())

@@ -15,6 +15,7 @@ from detectron2.config import instantiate
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import nn
 
 from d2ext.data.formats.images import images_in
@@ -82,7 +83,7 @@ class Photos:
             for i, file in enumerate(self._files):
                 try:
                     sample = self._mapper({"file_name": str(file), "image_id": i})
-                except (OSError, SyntaxError, ValueError) as e:  # of Pillow
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
                     raise UserError(f"{file} cannot be read: {e}; give other --images") from e
                 sizes.append((sample["height"], sample["width"]))
                 yield [sample]
@@ -194,6 +195,7 @@ def verify(
         within=float(within.sum() / compared) if compared else 0.0,
         tolerances=dict(limits),
         results={key: (value, onnx.results[key]) for key, value in torch.results.items()},
+        weights_sha256=info.provenance.weights_sha256,
     )
     record.failures = list(_failures(record, compared, compared - int(within.sum())))
     return record
@@ -206,9 +208,10 @@ def lines(record: ExportRecord) -> list[str]:
         f"{name}: AP {_number(torch)} in torch, {_number(onnx)} in onnxruntime"
         for name, (torch, onnx) in record.results.items()
     ]
+    counts = f"{plural(record.images, 'image')}, {plural(record.objects, 'object')}"
     return [
         *(results or ["AP was not compared: it needs annotations and a metric that returns it"]),
-        f"{record.images} images, {record.objects} objects, {record.alone} found by one model only;"
+        f"{counts}, {record.alone} found by one model only;"
         f" boxes differ by at most {record.boxes:.2g} px of the resized image, scores by"
         f" {record.scores:.1g}{masks}; {record.within:.2%} within the tolerances",
     ]

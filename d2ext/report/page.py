@@ -146,9 +146,9 @@ def _export(record: ExportRecord) -> dict[str, Any]:
         "results": record.results,
         "differences": (
             f"{plural(record.images, 'image')}, {plural(record.objects, 'object')}: the largest"
-            f" difference of boxes is {record.boxes:.1g} px, of scores {record.scores:.1g}{masks};"
-            f" {record.within:.1%} of the objects are within the tolerances, and {record.alone} are"
-            " found by only one of the two."
+            f" difference of boxes is {record.boxes:.1g} pixels of the resized photo, of scores"
+            f" {record.scores:.1g}{masks}; {record.within:.1%} of the objects are within the"
+            f" tolerances, and {record.alone} are found by only one of the two."
         ),
     }
 

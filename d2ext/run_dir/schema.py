@@ -206,6 +206,7 @@ class ExportRecord(msgspec.Struct, kw_only=True):
         results: Results of torch and of the file, by name; empty for photos without annotations.
         failures: Sentences about the tolerances that are exceeded; empty if the file passed.
         page: Path of the HTML page with the model, like `file`; not set without a page.
+        weights_sha256: SHA-256 of the checkpoint.
     """
 
     file: str
@@ -222,6 +223,7 @@ class ExportRecord(msgspec.Struct, kw_only=True):
     results: dict[str, tuple[float | None, float | None]] = {}
     failures: list[str] = []
     page: str | UnsetType = UNSET
+    weights_sha256: str = ""
 
 
 class ExportsRecord(msgspec.Struct):

@@ -191,13 +191,18 @@ def test_skipped_files_are_reported(predict, photos, tmp_path):
 
 @pytest.mark.parametrize("more", [(), ("--batch-size", "2"), ("--options", "+data.tiles=5000")])
 def test_photos_too_narrow_to_be_resized_are_skipped(predict, photos, tmp_path, more):
-    """The others keep their predictions."""
-    Image.new("RGB", (5000, 1)).save(photos / "b.png")
-    done = predict(photos, *more)
-    assert done.status == 1 and "b.png cannot be read and is skipped: an image of" in done.stdout
-    index = json.loads((tmp_path / "out" / "images.json").read_text())
-    assert len(index["images"]) == 3 and len(index["skipped"]) == 2
-    assert not [i for i in index["images"] if i["file_name"].endswith("b.png")]
+    """The others keep their ids and predictions, also in the same batch."""
+    seen = []
+    for _ in range(2):
+        done = predict(photos, "--no-overlays", *more)
+        files = (tmp_path / "out" / f"{name}.json" for name in ("images", "predictions"))
+        seen.append([json.loads(file.read_text()) for file in files])
+        Image.new("RGB", (5000, 1)).save(photos / "aa.png")
+    assert done.status == 1 and "aa.png cannot be read and is skipped: an image of" in done.stdout
+    (before, expected), (index, rows) = seen
+    assert index["images"] == before["images"] and rows == expected
+    assert {row["image_id"] for row in rows} == {1, 2, 3}
+    assert [Path(s["file_name"]).name for s in index["skipped"]] == ["aa.png", "broken.jpg"]
 
 
 def test_photos_over_the_pixel_limit_are_reported_with_the_fix(predict, photos, monkeypatch):

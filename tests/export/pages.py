@@ -23,8 +23,11 @@ INPUT = """async (photo) => {
 }"""
 
 
-def write_model(file, **changes):
-    """Write an ONNX file with metadata and a trivial graph, which finds OBJECTS in any image."""
+def write_model(file, objects=OBJECTS, more=(), **changes):
+    """Write an ONNX file with a trivial graph, which finds the same objects in any image.
+
+    `changes` are those of its metadata, and `more` are other entries.
+    """
     values = dict(
         architecture="Mask R-CNN",
         classes=["balloon", "ball", "dog"],
@@ -38,14 +41,14 @@ def write_model(file, **changes):
         provenance=Provenance(),
     )
     info = ModelInfo(**values | changes)
-    classes, scores, boxes = zip(*OBJECTS, strict=True)
+    classes, scores, boxes = ([found[i] for found in objects] for i in range(3))
     outputs = {
-        "boxes": np.array(boxes, np.float32),
+        "boxes": np.array(boxes, np.float32).reshape(-1, 4),
         "scores": np.array(scores, np.float32),
         "classes": np.array(classes, np.int64),
     }
     if info.mask_size:
-        outputs["masks"] = np.ones((len(OBJECTS), info.mask_size, info.mask_size), np.float32)
+        outputs["masks"] = np.ones((len(objects), info.mask_size, info.mask_size), np.float32)
     values = [numpy_helper.from_array(value, name) for name, value in outputs.items()]
     graph = helper.make_graph(
         [helper.make_node("Constant", [], [value.name], value=value) for value in values],
@@ -54,7 +57,7 @@ def write_model(file, **changes):
         [helper.make_tensor_value_info(v.name, v.data_type, v.dims) for v in values],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    helper.set_model_props(model, to_metadata(info))
+    helper.set_model_props(model, to_metadata(info) | dict(more))
     onnx.save(model, file)
     return file
 
@@ -82,6 +85,7 @@ def results(page, threshold=None):
     """Return the rows of predictions.json, by image id, with the lowest score if it is given."""
     if threshold is not None:
         page.locator("#threshold").fill(str(threshold))
+        page.locator("#least", has_text=f"{threshold:.2f}").wait_for()
     name, content = saved(page, "#save-json")
     assert name == "predictions.json"
     rows = json.loads(content)

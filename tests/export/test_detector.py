@@ -7,7 +7,7 @@ from detectron2 import model_zoo
 from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
 from PIL import Image
-from timm.layers import create_pool2d
+from timm.layers import StdConv2dSame, create_pool2d
 
 import d2ext
 from d2ext.config.num_classes import with_num_classes
@@ -164,12 +164,22 @@ def test_other_architectures_are_refused(config, words):
 
 
 def test_padding_that_depends_on_the_size_is_refused():
-    """The exporter would compute formulas of the size without an end."""
+    """The exporter would compute formulas of the size indefinitely."""
     model = built("faster")
     model.backbone.bottom_up.stem.pool = create_pool2d("max", 3, 2, padding="same")
     with pytest.raises(
         UserError, match=r"exported: backbone\.bottom_up\.stem\.pool is a MaxPool2d"
     ):
+        prepared(model)
+
+
+def test_standardized_convolutions_may_have_constant_padding():
+    """Only those with a stride depend on the size of the image."""
+    model = built("faster")
+    model.backbone.bottom_up.stem.pool = StdConv2dSame(64, 64, 3)
+    prepared(model)
+    model.backbone.bottom_up.stem.pool = StdConv2dSame(64, 64, 3, stride=2)
+    with pytest.raises(UserError, match=r"stem\.pool is a StdConv2dSame"):
         prepared(model)
 
 

@@ -18,8 +18,8 @@ from d2ext.export.export import export_model
 from d2ext.predict.onnx_model import OnnxModel
 from tests.conftest import REPO
 from tests.export.models import spread_outputs
+from tests.export.pages import write_model
 from tests.export.test_detector import photo
-from tests.export.test_run_onnx import write_model
 
 FASTER = REPO / "tests/detectron2_style/configs/faster_rcnn.py"
 
@@ -92,12 +92,24 @@ def constant(monkeypatch):
     """Write a model with constant outputs, which saves a minute, in place of the trained one."""
     loose = {**verify.TOLERANCES["float32"], "within": 0}
     monkeypatch.setattr(verify, "TOLERANCES", {"float32": loose})
-    monkeypatch.setattr(export, "write_onnx", lambda detector, info, file: write_model(file))
+
+    def write(detector, info, file):
+        write_model(file, provenance=info.provenance)
+
+    monkeypatch.setattr(export, "write_onnx", write)
+
+
+def fail(arguments, **options):
+    """Export a model that fails its verification."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(verify.TOLERANCES["float32"], "within", 2)
+        assert not export_model(*arguments, **options)
 
 
 def test_a_page_stays_in_the_report(run, constant, tmp_path):
-    """Another export at half precision keeps it; a page that fails leaves the passed proof."""
-    folder, arguments, _ = run
+    """Until it is removed, or other weights are exported; a page that fails leaves the proof."""
+    folder, (config, weights, options), _ = run
+    arguments = config, weights, options
     (folder / "export").mkdir()
     photos = [tmp_path / "tiny" / "val"]
     with pytest.raises(UserError, match="cannot write"):
@@ -108,9 +120,30 @@ def test_a_page_stays_in_the_report(run, constant, tmp_path):
     assert export_model(*arguments, half=True, images=photos)
     (proof,) = exports(folder)
     assert (proof["file"], proof["page"]) == ("export/model_float16.onnx", "page.html")
+    content = torch.load(weights, weights_only=True)
+    torch.save(content | {"iteration": 9}, folder / "other.pth")
+    assert export_model(config, str(folder / "other.pth"), options, half=True, images=photos)
+    assert "page" not in exports(folder)[0]
+    assert export_model(*arguments, page=folder / "page.html", images=photos)
     (folder / "page.html").unlink()
     assert export_model(*arguments, half=True, images=photos)
     assert "page" not in exports(folder)[0]
+
+
+def test_a_failed_export_leaves_the_earlier_one(run, constant, tmp_path):
+    """Its file, proof and page stay beside those of the failure, until an export passes."""
+    folder, arguments, _ = run
+    (folder / "export").mkdir()
+    photos = {"images": [tmp_path / "tiny" / "val"]}
+    assert export_model(*arguments, page=folder / "page.html", **photos)
+    for _ in range(2):
+        fail(arguments, half=True, **photos)
+        passed, failed = exports(folder)
+        assert (passed["file"], passed["page"]) == ("export/model_float16.onnx", "page.html")
+        assert (folder / passed["file"]).is_file() and passed["failures"] == []
+        assert failed["file"] == f"{passed['file']}.unverified" and failed["failures"]
+    assert export_model(*arguments, half=True, **photos)
+    assert [(e["file"], e["page"]) for e in exports(folder)] == [(passed["file"], "page.html")]
 
 
 def test_mistakes_are_found_before_the_model_is_translated(run, monkeypatch, tmp_path):
@@ -136,5 +169,10 @@ def test_nothing_is_left_if_a_photo_cannot_be_read(run, constant, tmp_path):
     thin = tmp_path / "thin.png"
     Image.new("RGB", (5000, 1)).save(thin)
     with pytest.raises(UserError, match=r"thin.png cannot be read: .*; give other --images"):
+        export_model(*arguments, images=[thin])
+    assert os.listdir(folder / "export") == []
+    fail(arguments, images=[tmp_path / "tiny" / "val"])
+    assert len(os.listdir(folder / "export")) == 2
+    with pytest.raises(UserError, match="cannot be read"):
         export_model(*arguments, images=[thin])
     assert os.listdir(folder / "export") == []

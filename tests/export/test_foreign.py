@@ -74,6 +74,7 @@ def test_input_and_validation_set_are_those_of_the_config(foreign):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("foreign", ["mask_rcnn.yaml"], indirect=True)
 def test_it_is_exported(foreign, tmp_path):
     config, options, weights = foreign
     assert export_model(config, str(weights), options, output=tmp_path / "out" / "model.onnx")

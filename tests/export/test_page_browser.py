@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import d2ext
 from d2ext.data.formats.images import image_size
@@ -153,6 +154,8 @@ def test_input_is_that_of_predict(opened, real_balloon, tmp_path):
     small = photo.resize((150, 100))
     plain = Image.Exif()
     plain[0x010F] = "a camera"
+    xmp = PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", (XMP % 8).decode())
     cases = {
         "a photo": file.read_bytes(),
         "progressive": encoded(photo, format="JPEG", progressive=True),
@@ -169,7 +172,10 @@ def test_input_is_that_of_predict(opened, real_balloon, tmp_path):
         **{f"EXIF {i}": turned(small, i, quality=90) for i in range(1, 9)},
         **{f"EXIF {i} of WebP": turned(small, i, "WEBP") for i in range(9)},
         **{f"XMP {i}": encoded(small, format="JPEG", xmp=XMP % i) for i in range(10)},
+        **{f"EXIF {i} of PNG": turned(small, i, "PNG") for i in (1, 6, 8, 9)},
         "XMP of WebP": encoded(small, format="WEBP", xmp=XMP % 6),
+        "XMP of PNG": encoded(small, format="PNG", pnginfo=xmp),
+        "EXIF and XMP of PNG": turned(small, 6, "PNG", pnginfo=xmp),
         "EXIF and XMP": turned(small, 6, xmp=XMP % 8),
         "EXIF and XMP of WebP": turned(small, 6, "WEBP", xmp=XMP % 8),
         "EXIF without an orientation, and XMP": encoded(
@@ -302,7 +308,8 @@ def test_threshold_counts_and_pictures(show, float32, real_balloon):
     assert page.locator("#results").is_hidden()
     take(page, *files)
     before = page.inner_text("#counts")
-    drawn = page.screenshot()
+    page.locator("#save-png:enabled").wait_for()
+    drawn = page.locator("#photo").screenshot()
     for threshold in (0.05, 0.7, 1):
         rows = results(page, threshold)
         counts = [len(rows.get(i, [])) for i in (1, 2)]
@@ -312,7 +319,7 @@ def test_threshold_counts_and_pictures(show, float32, real_balloon):
             assert text == f"{file.name}: {f'balloon {count}' if count else 'no objects'}"
         expected = f"balloon\t{counts[0]}\t{sum(counts)}" if sum(counts) else ""
         assert page.inner_text("#counts").strip() == expected != before
-    assert page.screenshot() != drawn
+    assert page.locator("#photo").screenshot() != drawn
     name, picture = saved(page, "#save-png")
     assert name == f"{files[0].stem}.png"
     plain = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))

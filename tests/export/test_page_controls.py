@@ -42,6 +42,7 @@ ADD = """([photo, width, height, boxes, mask]) => {
 # Bring a page that is done into the state that it has after loading.
 FORGET = """() => {
   photos.length = skipped.length = 0;
+  totals.clear();
   for (const id of ["photos", "skipped"]) byId(id).replaceChildren();
   byId("threshold").value = 0.5;
   byId("results").hidden = true;
@@ -146,7 +147,7 @@ def test_a_model_of_boxes(show, boxes_page, real_balloon, tmp_path):
     assert [category["name"] for category in index["categories"]] == ["ball", EVIL, "dog"]
     assert index["images"][0]["file_name"] == evil.name
     page.locator("#threshold").fill("0.85")
-    page.locator("#counts", has_text="dog").wait_for()
+    page.locator("#least", has_text="0.85").wait_for()
     assert page.inner_text("#counts").strip() == "dog\t1\t2"
     assert listed(page)[1] == "b.png: dog 1"
     assert [len(rows) for rows in results(page).values()] == [1, 1]
@@ -203,7 +204,7 @@ def test_photos_added_while_others_are_processed(page, tmp_path):
         ["a.png: photo 3 of 3", False],
     ]
     assert [step[2] for step in steps] == pytest.approx([-1, 1 / 3, 2 / 3])  # -1: unknown
-    assert last == "4 photos with 12 objects." and is_hidden
+    assert last == "4 photos." and is_hidden
     names = [text.partition(":")[0] for text in listed(page)]
     assert names == ["first.png", "b.png", "c.png", "a.png"]
     assert list(results(page)) == [1, 2, 3, 4]
@@ -259,6 +260,48 @@ def test_pixels_and_objects_are_never_of_two_photos(page, tmp_path):
     assert page.locator("#save-png").is_disabled()
 
 
+def test_only_the_last_pixels_are_kept(page, tmp_path):
+    """Those of a photo that is shown twice, or was removed meanwhile, are closed."""
+    take(page, photo(tmp_path, "a.png"))
+    page.locator("#save-png:enabled").wait_for()
+    seen = page.evaluate("""async () => {
+      const original = createImageBitmap;
+      const made = [];
+      window.createImageBitmap = async (...values) => {
+        made.push(await original(...values));
+        return made.at(-1);
+      };
+      await Promise.all([show(0), show(0)]);
+      const open = made.map((pixels) => pixels.width > 0);
+      const last = show(0);
+      photos[0] = {...photos[0]};
+      await last;
+      window.createImageBitmap = original;
+      return [open, bitmap, made[2].width];
+    }""")
+    assert sorted(seen[0]) == [False, True] and seen[1:] == [None, 0]
+
+
+def test_notes_of_a_photo_stay(page, tmp_path):
+    """Also after its file could not be read."""
+    file = tmp_path / "printed.jpg"
+    Image.new("CMYK", (60, 40)).save(file)
+    take(page, file)
+    page.locator("#note", has_text="CMYK").wait_for()
+    page.locator("#save-png:enabled").wait_for()
+    for code in ("async () => { throw new Error(); }", "original"):
+        note = page.evaluate(f"""async () => {{
+          const original = window.original = window.original || createImageBitmap;
+          window.createImageBitmap = {code};
+          await show(0);
+          update();
+          await new Promise(requestAnimationFrame);
+          return byId("note").textContent;
+        }}""")
+        assert ("can no longer be shown" in note) == (code != "original")
+        assert ("CMYK" in note) == (code == "original")
+
+
 def test_the_slider_is_quick_with_many_large_masks(page):
     """The page draws once for all events of a frame, in little more time than pasting takes."""
     boxes = [[i, i, i + 400, i + 400] for i in range(100)]
@@ -305,9 +348,9 @@ def test_300_objects_are_counted_drawn_and_saved(page):
     assert name == "added.png" and pixels.shape == (640, 960, 3)
 
 
-@pytest.mark.parametrize("kind", ["WEBP", "JPEG"])
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG", "PNG"])
 def test_turned_photos_are_upright(page, real_balloon, tmp_path, kind):
-    """In all orientations of EXIF, also in WebP, where Chromium ignores them."""
+    """In all orientations of EXIF, also in WebP and PNG, where some browsers ignore them."""
     image = Image.open(sorted((real_balloon / "val").glob("*.jpg"))[0]).convert("RGB")
     image = image.resize((120, 80))
     files = [tmp_path / f"{i}.image" for i in range(1, 9)]
@@ -353,7 +396,7 @@ def test_a_photo_of_100_megapixels(page, tmp_path):
     assert (index[0]["width"], index[0]["height"]) == (12500, 8000)
 
 
-def test_a_crash_is_said(show, masks_page, tmp_path):
+def test_a_crash_is_reported(show, masks_page, tmp_path):
     """Results from before it can still be saved."""
     page = ready(show(masks_page, offline=True))
     take(page, photo(tmp_path, "a.png"))
@@ -384,6 +427,45 @@ def test_a_picture_that_cannot_be_saved(page, tmp_path):
       HTMLCanvasElement.prototype.toBlob = toBlob;
     }""")
     assert "cannot be saved" in page.inner_text("#status")
+
+
+def test_results_that_cannot_be_saved(page, tmp_path):
+    """The reason stays on the screen, and the page goes on."""
+    take(page, photo(tmp_path, "a.png"))
+    page.evaluate("""() => {
+      window.original = cocoResults;
+      window.cocoResults = () => { throw new RangeError("too large"); };
+      byId("save-json").click();
+    }""")
+    page.locator("#status", has_text="predictions.json cannot be saved: too large").wait_for()
+    page.wait_for_selector("html[data-state=done]")
+    page.evaluate("() => { window.cocoResults = original; }")
+    assert list(results(page)) == [1]
+
+
+def test_captions_are_announced_only_if_they_change(page, tmp_path):
+    take(page, photo(tmp_path, "a.png"))
+    page.locator("#save-png:enabled").wait_for()
+    changes = page.evaluate("""() => {
+      const observer = new MutationObserver(() => {});
+      observer.observe(byId("caption").parentElement, {childList: true, subtree: true});
+      draw();
+      const same = observer.takeRecords().length;
+      byId("threshold").value = 1;
+      draw();
+      return [same, observer.takeRecords().length > 0];
+    }""")
+    assert changes == [0, True]
+
+
+def test_a_segment_without_a_length_is_ignored(page, tmp_path):
+    """Like Pillow and Chromium, the page reads the rest of the JPEG."""
+    content = encoded(Image.new("RGB", (60, 40)), format="JPEG")
+    file = tmp_path / "a.jpg"
+    file.write_bytes(content[:2] + b"\xff\xe1\0\0Exif\0\0" + content[2:])
+    take(page, file)
+    assert read_photo(file, "RGB").shape == (40, 60, 3)
+    assert listed(page) == ["a.jpg: ball 2, dog 1"]
 
 
 def test_licenses_of_libraries_are_shown(page):

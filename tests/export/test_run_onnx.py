@@ -1,58 +1,30 @@
 """The runner's options, errors and files, with a model whose objects are constants."""
 
+import errno
 import json
 import os
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 from PIL import Image
 
 from d2ext.data.formats import images
 from d2ext.export import run_onnx
-from d2ext.predict.onnx_info import ModelInfo, to_metadata
+from tests.export.pages import write_model
 
 HEIC = {".heic", ".heif", ".hif"}  # need another package
 
 
-def write_model(file, scores=(0.9, 0.6, 0.3), more=()):
-    """Write a model that finds the same objects in each photo, one for each score."""
-    count = len(scores)
-    values = {
-        "boxes": np.tile(np.float32([1, 1, 8, 6]), (count, 1)),
-        "scores": np.float32(scores),
-        "classes": np.zeros(count, np.int64),
-        "masks": np.ones((count, 4, 4), np.float32),
-    }
-    nodes, outputs = [], []
-    for name, value in values.items():
-        tensor = onnx.numpy_helper.from_array(value, name)
-        nodes.append(helper.make_node("Constant", [], [name], value=tensor))
-        outputs.append(helper.make_tensor_value_info(name, tensor.data_type, value.shape))
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["height", "width", 3])
-    opset = [helper.make_opsetid("", 18)]
-    graph = helper.make_graph(nodes, "constant", [image], outputs)
-    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
-    info = ModelInfo(
-        architecture="Mask R-CNN",
-        classes=["ball"],
-        channels="RGB",
-        short_edge=16,
-        max_size=64,
-        score_threshold=0.05,
-        nms_threshold=0.5,
-        max_objects=100,
-        mask_size=4,
-    )
-    helper.set_model_props(model, to_metadata(info) | dict(more))
-    onnx.save(model, file)
+def write_balls(file, scores=(0.9, 0.6, 0.3), more=()):
+    """Write a model that finds the same balls in each photo, one for each score."""
+    balls = [(0, score, (1, 1, 8, 6)) for score in scores]
+    info = {"classes": ["ball"], "short_edge": 16, "max_size": 64, "mask_size": 4}
+    write_model(file, balls, more, **info)
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Return a function that calls the runner beside model.onnx; it returns status and stderr."""
-    write_model(tmp_path / "model.onnx")
+    write_balls(tmp_path / "model.onnx")
     (tmp_path / "photos").mkdir()
     for name in ("a.png", "b.png"):
         Image.new("RGB", (32, 16), "gray").save(tmp_path / "photos" / name)
@@ -130,15 +102,15 @@ def test_scores_are_from_0_to_1(run, value):
 
 
 def test_foreign_metadata_is_ignored_and_damage_named(run, tmp_path):
-    write_model(tmp_path / "model.onnx", more={"onnx.infer": "a tool"})
+    write_balls(tmp_path / "model.onnx", more={"onnx.infer": "a tool"})
     assert run("photos", "--output", "out")[0] == 0
-    write_model(tmp_path / "model.onnx", more={"classes": "["})
+    write_balls(tmp_path / "model.onnx", more={"classes": "["})
     status, error = run("photos", "--output", "new")
     assert status == 1 and "model.onnx has damaged metadata" in error and "\n" not in error
 
 
 def test_no_object(run, tmp_path):
-    write_model(tmp_path / "model.onnx", scores=())
+    write_balls(tmp_path / "model.onnx", scores=())
     assert run("photos", "--output", "out", "--score-threshold=0") == (0, "")
     assert rows(tmp_path / "out") == [] and len(os.listdir(tmp_path / "out" / "overlays")) == 2
 
@@ -150,8 +122,22 @@ def test_the_limit_of_pixels_is_that_of_predict(run, monkeypatch):
     assert status == 1 and error.count("cannot be read and is skipped") == 2
     monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "512")
     assert run("photos", "--output", "out") == (0, "")
-    monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", "many")
-    assert "D2EXT_MAX_IMAGE_PIXELS=many: give a number" in run("photos", "--output", "out")[1]
+    for value in ("many", "0"):
+        monkeypatch.setenv("D2EXT_MAX_IMAGE_PIXELS", value)
+        error = run("photos", "--output", "out")[1]
+        assert f"D2EXT_MAX_IMAGE_PIXELS={value}: give a number" in error
+
+
+def test_a_full_disk(run, tmp_path, monkeypatch):
+    """The error is one line, and no temporary file is left."""
+
+    def fail(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(os, "replace", fail)
+    status, error = run("photos", "--output", "out")
+    assert status == 1 and "images.json: No space left on device" in error and "\n" not in error
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_interrupted(run, tmp_path, monkeypatch):

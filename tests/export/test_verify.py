@@ -175,7 +175,7 @@ def test_nothing_to_compare_is_a_failure(oracle):
     assert "neither model finds an object in 2 images" in failure and "--images" in failure
 
 
-def test_missing_ap_is_said(oracle, tmp_path):
+def test_missing_ap_is_reported(oracle, tmp_path):
     """Photos have no annotations, and Detectron2's evaluators cannot use an exported model."""
     oracle.cfg.evaluators = {"coco": L(COCOEvaluator)(dataset_name="tiny_val")}
     photos = Photos(oracle.cfg, [tmp_path / "tiny" / "val"])
@@ -188,13 +188,16 @@ def test_missing_ap_is_said(oracle, tmp_path):
         assert lines(proof)[0].startswith("AP was not compared")
 
 
-def test_photos_that_cannot_be_used_are_named(oracle, tmp_path):
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_photos_that_cannot_be_used_are_named(oracle, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--images .*absent does not exist"):
         Photos(oracle.cfg, [tmp_path / "absent"])
-    thin, broken = tmp_path / "thin.png", tmp_path / "broken.png"
+    thin, broken, large = (tmp_path / f"{name}.png" for name in ("thin", "broken", "large"))
     Image.new("RGB", (5000, 1)).save(thin)
+    Image.new("RGB", (100, 100)).save(large)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4999)  # twice as many are an error
     broken.write_bytes(thin.read_bytes()[:60])
-    for file in (thin, broken):
+    for file in (thin, broken, large):
         photos = Photos(oracle.cfg, [file])
         with pytest.raises(UserError, match=f"{file} cannot be read: .*; give other --images"):
             photos.run(oracle.model, "torch")

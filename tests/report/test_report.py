@@ -126,7 +126,7 @@ def write_run(run_dir: Path) -> Path:
 
 
 def test_exported_models_are_listed_with_their_proofs(tmp_path):
-    """A link leads to the page in a browser, and a failed verification is said."""
+    """A link leads to the page in a browser, and a failed verification is reported."""
     passed = {
         **{"file": "export/model.onnx", "precision": "float16", "bytes": 9_900_000, "images": 13},
         **{"objects": 50, "alone": 1, "boxes": 0.0012, "scores": 4e-6, "masks": 0.004},
@@ -144,7 +144,8 @@ def test_exported_models_are_listed_with_their_proofs(tmp_path):
     shown = page(tmp_path)
     for text in (
         *("Exported models", "export/model.onnx", "float16 · 9.9 MB", "47.4"),
-        "13 images, 50 objects: the largest difference of boxes is 0.001 px, of scores 4e-06",
+        "13 images, 50 objects: the largest difference of boxes is 0.001 pixels of the resized"
+        " photo, of scores 4e-06",
         *("98.0% of the objects", "/elsewhere/b.onnx.unverified", "AP is 3"),
     ):
         assert text in shown.text, text

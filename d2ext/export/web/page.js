@@ -17,6 +17,7 @@ let asked = 0; // messages to the worker so far
 let worker;
 let shown = -1; // index of the photo on the screen
 let bitmap = null; // its pixels; null until they are decoded
+let isLost = false; // whether its file can no longer be read
 let isOutdated = false; // whether the screen is about to be updated
 let failure = ""; // why the model does not work
 
@@ -31,10 +32,15 @@ function setState(state) {
   for (const id of ["save-json", "save-images"]) byId(id).disabled = isPartial;
 }
 
+/** Set the text of an element, which screen readers may announce, if it is another one. */
+function write(id, text) {
+  if (byId(id).textContent !== text) byId(id).textContent = text;
+}
+
 /** Show a status, with the `share` of the work that is done if it is given; 0 means unknown. */
 function say(text, share) {
   const bar = byId("progress");
-  if (byId("status").textContent !== text) byId("status").textContent = text;
+  write("status", text);
   bar.hidden = share === undefined;
   if (share) bar.value = share;
   else bar.removeAttribute("value");
@@ -152,8 +158,7 @@ async function work() {
   }
   setState("done");
   const lost = skipped.length ? `, ${skipped.length} skipped` : "";
-  const objects = [...totals.values()].reduce((sum, count) => sum + count, 0);
-  say(`${plural(photos.length, "photo")} with ${plural(objects, "object")}${lost}.`);
+  say(`${plural(photos.length, "photo")}${lost}.`);
 }
 
 function addPhoto(found) {
@@ -195,6 +200,7 @@ async function show(place) {
   const photo = photos[place];
   bitmap?.close();
   bitmap = null;
+  isLost = false;
   byId("results").hidden = false;
   byId("photos").querySelector("[aria-current]")?.removeAttribute("aria-current");
   photoButton(place).setAttribute("aria-current", "true");
@@ -206,16 +212,18 @@ async function show(place) {
   if (long > DRAWN) smaller[isWide ? "resizeWidth" : "resizeHeight"] = DRAWN;
   let pixels = null;
   try {
-    pixels = await createImageBitmap(photo.file, { imageOrientation: "from-image", ...smaller });
-    pixels = upright(pixels, photo.orientation);
+    const options = { imageOrientation: "from-image", ...smaller };
+    pixels = upright(await createImageBitmap(photo.file, options), photo.orientation);
   } catch {
-    photo.note = "The file can no longer be shown; it was moved or changed.";
+    // The note says so.
   }
-  if (shown !== place) {
+  if (photos[shown] !== photo) {
     pixels?.close();
     return;
   }
+  bitmap?.close(); // if the same photo was shown twice
   bitmap = pixels;
+  isLost = !pixels;
   draw();
 }
 
@@ -236,9 +244,9 @@ function draw() {
   canvas.style.width = `${canvas.width / density}px`;
   const found = describe(objects);
   canvas.setAttribute("aria-label", `${photo.name}: ${found}`);
-  byId("caption").textContent =
-    `${shown + 1}. ${photo.name}, ${photo.width} x ${photo.height} pixels: ${found}`;
-  byId("note").textContent = photo.note;
+  const size = `${photo.width} x ${photo.height} pixels`;
+  write("caption", `${shown + 1}. ${photo.name}, ${size}: ${found}`);
+  write("note", isLost ? "The file can no longer be shown; it was moved or changed." : photo.note);
   byId("save-png").disabled = !bitmap;
   byId("scores").replaceChildren(...objects.map(({ label, score }) => {
     const row = document.createElement("li");
@@ -345,15 +353,23 @@ function cocoResults(photo, imageId, objects) {
 async function saveResults() {
   setState("busy"); // large masks take seconds
   const chosen = photos.map(kept);
-  const rows = [];
-  for (const [i, photo] of photos.entries()) {
-    say(`predictions.json: photo ${i + 1} of ${photos.length}`, i / photos.length);
-    await pause();
-    for (const row of cocoResults(photo, i + 1, chosen[i])) rows.push(JSON.stringify(row));
+  const parts = []; // of a file that may be longer than the longest string
+  let problem = "";
+  try {
+    for (const [i, photo] of photos.entries()) {
+      say(`predictions.json: photo ${i + 1} of ${photos.length}`, i / photos.length);
+      await pause();
+      for (const row of cocoResults(photo, i + 1, chosen[i])) {
+        parts.push(parts.length ? ",\n" : "[", JSON.stringify(row));
+      }
+    }
+    parts.push(parts.length ? "]\n" : "[]\n");
+    save(new Blob(parts, { type: "application/json" }), "predictions.json");
+  } catch (error) {
+    problem = `predictions.json cannot be saved: ${error.message}`;
   }
-  const text = `[${rows.join(",\n")}]\n`;
-  save(new Blob([text], { type: "application/json" }), "predictions.json");
-  work(); // with the photos that were added meanwhile
+  await work(); // with the photos that were added meanwhile
+  if (problem) say(problem);
 }
 
 /** Save the images and categories that the ids in predictions.json refer to. */

@@ -96,11 +96,12 @@ function modelInput(bitmap, model) {
 /**
  * Return what the file's header says, for JPEG, PNG and WebP: `width` and `height` (0 if unknown),
  * `isCut`, because browsers draw a cut file in part, `notes` for the user, the bytes of `exif` and
- * `xmp` if there are any, and `isTurned`, whether all browsers apply the orientation in EXIF.
+ * `xmp` if there are any, `isTurned`, whether all browsers apply the orientation in EXIF, and
+ * `isPng`.
  */
 function readHeader(bytes) {
   const view = new DataView(bytes.buffer);
-  const header = { width: 0, height: 0, isCut: false, notes: [], isTurned: true };
+  const header = { width: 0, height: 0, isCut: false, notes: [], isTurned: true, isPng: false };
   if (bytes.length > 3 && view.getUint16(0) === 0xffd8) readJpeg(view, header);
   if (bytes.length > 24 && view.getUint32(0) === 0x89504e47) readPng(view, header);
   if (bytes.length > 20 && view.getUint32(8) === 0x57454250) readWebp(view, header);
@@ -132,10 +133,16 @@ function readJpeg(view, header) {
 function readPng(view, header) {
   header.width = view.getUint32(16);
   header.height = view.getUint32(20);
-  header.isCut = true;
+  Object.assign(header, { isCut: true, isTurned: false, isPng: true });
   if (view.getUint8(24) === 16) header.notes.push(DEEP);
-  for (let at = 8; at + 12 <= view.byteLength && header.isCut; at += 12 + view.getUint32(at)) {
-    header.isCut = view.getUint32(at + 4) !== 0x49454e44; // IEND
+  for (let at = 8, end; at + 12 <= view.byteLength && header.isCut; at = end + 4) {
+    end = at + 8 + view.getUint32(at); // of the data, which a checksum follows
+    if (end + 4 > view.byteLength) return;
+    const kind = view.getUint32(at + 4);
+    const isXmp = kind === 0x69545874 && view.getUint32(at + 8) === 0x584d4c3a; // iTXt, "XML:"
+    if (kind === 0x65584966) header.exif ??= part(view, at + 8, end); // eXIf
+    if (isXmp) header.xmp ??= part(view, at + 8, end);
+    header.isCut = kind !== 0x49454e44; // IEND
   }
 }
 
@@ -149,16 +156,16 @@ function readWebp(view, header) {
 }
 
 function part(view, start, end) {
-  return new DataView(view.buffer, start, Math.min(end, view.byteLength) - start);
+  return new DataView(view.buffer, start, Math.max(Math.min(end, view.byteLength) - start, 0));
 }
 
 /**
- * Return the orientation, 1 to 8, that some browsers ignore: in the EXIF data of WebP, or in XMP.
+ * Return the orientation, 1 to 8, that some browsers ignore: in EXIF of WebP and PNG, or in XMP.
  *
  * Remove it from the file's bytes, because others apply it. Like Pillow, use XMP only if EXIF has
  * no orientation.
  */
-function takeOrientation({ exif, xmp, isTurned }) {
+function takeOrientation({ exif, xmp, isTurned, isPng }) {
   let place;
   try {
     place = exif && exifOrientation(exif);
@@ -169,15 +176,28 @@ function takeOrientation({ exif, xmp, isTurned }) {
   if (place && !isTurned) {
     orientation = exif.getUint16(place.at, place.isLittle);
     exif.setUint16(place.at, 1, place.isLittle);
+    if (isPng) updateChecksum(exif);
   } else if (!place && xmp) {
     const found = /tiff:Orientation(="|>)[0-9]/.exec(new TextDecoder("latin1").decode(xmp));
     const at = found && found.index + found[0].length - 1;
     if (found) {
       orientation = xmp.getUint8(at) - 0x30;
       xmp.setUint8(at, 0x31);
+      if (isPng) updateChecksum(xmp);
     }
   }
   return orientation >= 1 && orientation <= 8 ? orientation : 1;
+}
+
+/** Write the checksum of the name and data of a PNG chunk, after the data. */
+function updateChecksum(data) {
+  const chunk = new DataView(data.buffer, data.byteOffset - 4, data.byteLength + 8);
+  let sum = -1;
+  for (let i = 0; i < data.byteLength + 4; i += 1) {
+    sum ^= chunk.getUint8(i);
+    for (let bit = 0; bit < 8; bit += 1) sum = (sum >>> 1) ^ (sum & 1 ? 0xedb88320 : 0);
+  }
+  chunk.setInt32(data.byteLength + 4, ~sum);
 }
 
 /** Return where the orientation is in EXIF data, and its order of bytes; undefined without one. */
