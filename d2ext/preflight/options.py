@@ -231,7 +231,7 @@ def _check_compiler(backend: str, device: str) -> None:
             f"train.compile: inductor needs a {language} compiler, but none is installed; install"
             f" {names[0]}, {off}"
         )
-    headers = sysconfig.get_config_var("INCLUDEPY")
+    headers = sysconfig.get_path("include", "posix_prefix")  # where inductor looks
     if not Path(headers, "Python.h").is_file():
         raise UserError(
             f"train.compile: inductor needs Python.h, which is not in {headers}; install Python's"

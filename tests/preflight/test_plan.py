@@ -1,5 +1,7 @@
 """Preflight decisions for machines other than the one that runs the tests."""
 
+import sysconfig
+
 import pytest
 import torch
 
@@ -40,8 +42,12 @@ def test_compiling_for_a_gpu_needs_a_c_compiler_and_pythons_headers(plan, monkey
     monkeypatch.delenv("CC", raising=False)
     (tmp_path / "gcc").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    found = sysconfig.get_path
+    get_path = lambda name, *scheme: str(tmp_path) if name == "include" else found(name, *scheme)  # noqa: E731
+    monkeypatch.setattr("sysconfig.get_path", get_path)
+    (tmp_path / "Python.h").touch()
     assert plan("train.compile.enabled=True")
-    monkeypatch.setattr("sysconfig.get_config_var", lambda name: str(tmp_path))
+    (tmp_path / "Python.h").unlink()
     with pytest.raises(UserError, match="needs Python.h, which is not in .*python3-dev"):
         plan("train.compile.enabled=True")
     (tmp_path / "gcc").unlink()
