@@ -34,6 +34,7 @@ from d2ext.launch.failures import (
     cause,
     describe_failure,
     describe_killed,
+    peer_died,
     print_failure,
     write_failure,
 )
@@ -153,7 +154,7 @@ def run_here(
             failures.record(describe_failure(0, e))
             raise
     if not dist.is_initialized():
-        _join_or_exit(topology, timeout, device)
+        _join_or_exit(topology, timeout, device, failures)
     try:
         result = target()
         wait_for_ranks("the other ranks to end")  # a rank that exits early looks like a dead one
@@ -166,15 +167,19 @@ def run_here(
         os._exit(status)  # destructors of process groups can wait for peers
 
 
-def _join_or_exit(topology: Topology, timeout: float, device: str) -> None:
+def _join_or_exit(topology: Topology, timeout: float, device: str, failures: FailureFolder) -> None:
     try:
         join_ranks(topology, timeout, device)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
+        status = 2
+        if e.__cause__ and peer_died(e.__cause__):  # not a user error: a Slurm job is requeued
+            failures.add(describe_failure(topology.rank, e.__cause__))
+            status = 1
         if topology.launcher == "srun":
             end_step(os.environ)  # the other tasks would wait for this one
         sys.stdout.flush()
-        os._exit(2)  # destructors of process groups can wait for peers
+        os._exit(status)  # destructors of process groups can wait for peers
 
 
 def join_ranks(topology: Topology, timeout: float, device: str) -> None:
@@ -341,11 +346,13 @@ def _rendezvous_failed(topology: Topology, text: str) -> str:
             f"not all {topology.world_size} processes reached {topology.url} in time; check that"
             " --num-gpus and --num-machines are the same on every machine"
         )
-    hint = ""
-    if topology.num_machines > 1:
-        hint = "; if this machine has several network interfaces, select one with"
-        hint += " GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
-    return f"the processes could not connect at {topology.url}: {_stated(text)}{hint}"
+    failed = f"the processes could not connect at {topology.url}: {_stated(text)}"
+    if topology.num_machines == 1:
+        return failed
+    return (
+        f"{failed}; if this machine has several network interfaces, select one with"
+        " GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+    )
 
 
 def _stated(text: str) -> str:
