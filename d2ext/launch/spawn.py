@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import cv2
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch
@@ -28,7 +27,7 @@ from d2ext._compat import run_exit_functions
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
 from d2ext.launch.collectives import check_own_gpus, set_timeout, wait_for_ranks
-from d2ext.launch.device import threads_per_process
+from d2ext.launch.device import share_cores
 from d2ext.launch.failures import (
     FailureFolder,
     cause,
@@ -217,21 +216,11 @@ def join_ranks(topology: Topology, timeout: float, device: str) -> None:
 
 
 def _share_cores(topology: Topology, device: str) -> None:
-    """Divide a machine's cores among its ranks, unless OMP_NUM_THREADS is set, as by torchrun.
-
-    On GPUs, half of the cores are left to the loader workers.
-    """
-    if topology.per_machine == 1 or "OMP_NUM_THREADS" in os.environ:
-        return
-    threads = threads_per_process(topology.per_machine)
+    """Divide a machine's cores among its ranks."""
+    ranks, cores = topology.per_machine, torch.get_num_threads()
     if topology.launcher == "srun":  # which may have bound this task to cores of its own
-        cores = torch.get_num_threads()
-        on_node = int(os.environ.get("SLURM_CPUS_ON_NODE", cores))
-        threads = max(min(cores, on_node // topology.per_machine), 1)
-    if device == "cuda":
-        threads = max(threads // 2, 1)
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+        cores = min(cores * ranks, int(os.environ.get("SLURM_CPUS_ON_NODE", cores)))
+    share_cores(ranks, device, cores)
 
 
 def _rank_main(
