@@ -95,6 +95,17 @@ def test_outlines_and_boxes_are_opaque_and_boxes_scale_with_the_photo():
         assert edges[0] == edges[2] == factor and edges[1] > 0
 
 
+@pytest.mark.parametrize("numbers", [[], [1, 2, 3], [1, 2, 3, 4, 5]])
+def test_polygons_of_less_than_three_points_are_ignored(balloons, numbers):
+    photo = balloons[0]
+    triangle = [10.0, 10, 40, 10, 10, 40]
+    expected, found = (
+        draw(photo, [box(5, 5, 60, 60, segmentation=polygons)])
+        for polygons in ([triangle], [triangle, numbers])
+    )
+    assert np.array_equal(found, expected)
+
+
 def test_holes_are_not_filled_and_overlapping_polygons_are():
     photo = np.full((200, 200, 3), 128, np.uint8)
     ring = np.zeros((200, 200), np.uint8, order="F")
