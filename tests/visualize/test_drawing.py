@@ -96,7 +96,7 @@ def test_outlines_and_boxes_are_opaque_and_boxes_scale_with_the_photo():
 
 
 @pytest.mark.parametrize("numbers", [[], [1, 2, 3], [1, 2, 3, 4, 5]])
-def test_polygons_of_less_than_three_points_are_ignored(balloons, numbers):
+def test_polygons_of_fewer_than_three_points_are_ignored(balloons, numbers):
     photo = balloons[0]
     triangle = [10.0, 10, 40, 10, 10, 40]
     expected, found = (
