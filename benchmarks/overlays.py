@@ -39,8 +39,8 @@ METADATA = SimpleNamespace(
 def crowded(records: list[dict]) -> tuple[np.ndarray, list[dict]]:
     """Return a photo and COCO results with objects of all photos."""
     photo = cv2.cvtColor(cv2.imread(records[0]["file_name"]), cv2.COLOR_BGR2RGB)
-    scale = SIDE / max(photo.shape)
-    photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    zoom = SIDE / max(photo.shape)
+    photo = cv2.resize(photo, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
     height, width = photo.shape[:2]
     rng = np.random.default_rng(0)
     results: list[dict] = []

@@ -224,7 +224,8 @@ def _finished(job: Job, threads: int | None) -> Measured | None:
             f"error: {job.run} was measured with {measured.config} {' '.join(measured.overrides)};"
             " give the recipe another name, or another --runs"
         )
-    if measured.threads != threads:  # which change the CPU time; `parallel` does so only a little
+    # The number of threads changes the CPU time; `parallel` changes it only a little.
+    if measured.threads != threads:
         before = f"--threads {measured.threads}" if measured.threads else "no --threads"
         sys.exit(f"error: {job.run} was measured with {before}; give the same, or another --runs")
     return measured

@@ -11,7 +11,7 @@ import torch
 from common import paired, record
 from detectron2.layers import ROIAlign
 
-from d2ext.modeling.cpu.roi_align import BagROIAlign
+from d2ext.modeling.roi_align import BagROIAlign
 
 ROUNDS = 5
 

@@ -53,7 +53,7 @@ def remedy(kind: str) -> str:
     """Return the current limit of a resource, and how to raise it; "" if there is none.
 
     Args:
-        kind: `open files`, `shared memory`, `processes`, `memory` or `GPU memory`.
+        kind: Result of `exhausted`.
     """
     if kind == "open files":
         files = _limit(resource.RLIMIT_NOFILE)
@@ -63,8 +63,8 @@ def remedy(kind: str) -> str:
     if kind == "processes":
         return f"`ulimit -u` allows {_limit(resource.RLIMIT_NPROC)} processes"
     address_space = _limit(resource.RLIMIT_AS, 2**20)
-    unlimited = kind == "GPU memory" or address_space == "unlimited"
-    return "" if unlimited else f"`ulimit -v` allows {address_space} MB"
+    limited = kind == "memory" and address_space != "unlimited"
+    return f"`ulimit -v` allows {address_space} MB" if limited else ""
 
 
 def raise_open_files() -> None:

@@ -21,7 +21,6 @@ RENAMED = {
     "d2ext.data.photo": "d2ext.data.loading.image_io",
     "d2ext.data.sampler": "d2ext.data.loading.sampler",
     "d2ext.data.training_set": "d2ext.data.datasets.mixing",
-    "d2ext.modeling.roi_align": "d2ext.modeling.cpu.roi_align",
     "d2ext.modeling.sampled_rpn": "d2ext.modeling.cpu.sampled_rpn",
     "d2ext.modeling.timm_backbone": "d2ext.modeling.backbones.timm_backbone",
 }

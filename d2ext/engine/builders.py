@@ -27,7 +27,8 @@ from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import Suite
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
-from d2ext.modeling.deterministic_roi_align import use_deterministic_roi_align
+from d2ext.modeling.deterministic_roi_align import DeterministicROIAlign
+from d2ext.modeling.roi_align import use_embedding_bag_roi_align
 from d2ext.preflight.model_fields import check_levels
 from d2ext.preflight.options import writer_call
 from d2ext.preflight.plan import Plan
@@ -58,7 +59,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     if options.fast_layers and on_cpu:
         use_fast_layers(model)
     if options.deterministic and not on_cpu:
-        use_deterministic_roi_align(model)
+        use_embedding_bag_roi_align(model, DeterministicROIAlign)
     model = model.to(plan.device)
     chosen = options.channels_last
     if chosen is None:

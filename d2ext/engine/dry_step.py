@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import detectron2.data.transforms as T
 import torch
 from detectron2.config import LazyCall as L
@@ -49,7 +50,7 @@ from d2ext.engine.techniques import autocast, use_channels_last
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import test_sets
 from d2ext.evaluation.validation_loss import loss_loader
-from d2ext.launch.device import threads_per_process
+from d2ext.launch.device import share_cores
 from d2ext.launch.failures import describe_failure
 from d2ext.preflight.budget import Speed, Workload
 from d2ext.preflight.plan import Plan
@@ -139,7 +140,11 @@ def measure_speed(work: Workload) -> Speed:
         cfg.train.sync_bn = False
     plan = Plan(Path(), work.device, list(work.classes), {}, None, "", None, None, [])
     logger.info("budget      timing %d steps and %d evaluated images", _STEPS, _IMAGES)
-    with generators_seeded(0), EventStorage(), _threads_of_one(1 if joined else work.here):
+    with (
+        generators_seeded(0),
+        EventStorage(),
+        _threads_of_one(1 if joined else work.here, work.device),
+    ):
         started = time.perf_counter()
         model = build_model(cfg, plan).train()
         if joined:
@@ -234,14 +239,15 @@ def _synchronize(device: str) -> None:
 
 
 @contextlib.contextmanager
-def _threads_of_one(processes: int) -> Iterator[None]:
-    """Use the threads that one of several processes on this machine gets."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads_per_process(processes))
+def _threads_of_one(processes: int, device: str) -> Iterator[None]:
+    """Use the threads that one of several processes on this machine gets, also in OpenCV."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    share_cores(processes, device)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def _refuse_communication(model: nn.Module) -> None:
@@ -300,7 +306,6 @@ def _step(cfg: Any, device: str, model: nn.Module, batch: list[dict]) -> None:
     memory = resource_errors_explained(
         lambda: f"in the dry step ({batch_words(batch)})",
         "end other programs, or use a smaller model",
-        "dataloader.train.num_workers",
     )
     with memory, misfits_explained(cfg, model), EventStorage():
         with autocast(TrainOptions.from_config(cfg.train).amp, device)():

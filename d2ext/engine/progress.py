@@ -62,10 +62,8 @@ class LivePanel(HookBase):
         self._live.stop()
 
     def _show(self, iteration: int, state: str) -> None:
-        numbers = {
-            name: history.median(WINDOW)
-            for name, history in self.trainer.storage.histories().items()
-        }
+        latest = self.trainer.storage.latest_with_smoothing_hint(WINDOW)
+        numbers = {name: value for name, (value, _) in latest.items()}
         lines = panel_lines(iteration, self._schedule, numbers, self._results, state)
         content = Table.grid(expand=True)
         content.add_row(ProgressBar(total=self._schedule.max_iter, completed=iteration))
@@ -86,7 +84,8 @@ def panel_lines(
     Args:
         iteration: Number of complete iterations.
         schedule: Schedule of the run.
-        numbers: Medians of the last steps: `time` in seconds, `lr`, `memory_mb`, and the losses.
+        numbers: Latest numbers, as in metrics.json: `time` in seconds, `lr`, `memory_mb`, and the
+            losses, which are medians.
         results: Results of the run so far.
         state: Activity other than training, such as "evaluating"; may be empty.
     """

@@ -14,13 +14,15 @@ _NO_KERNEL = "no kernel image is available"  # CUDA
 
 
 @contextlib.contextmanager
-def resource_errors_explained(what: Callable[[], str], remedy: str, workers: str) -> Iterator[None]:
+def resource_errors_explained(
+    what: Callable[[], str], remedy: str, workers: str = ""
+) -> Iterator[None]:
     """Turn errors for an exhausted resource or a dead loader worker into a UserError.
 
     Args:
         what: Function that returns a description of what was being computed.
         remedy: Advice on what to lower if memory runs out.
-        workers: Config field with the number of loader workers.
+        workers: Config field with the number of loader workers; "" if there are none.
     """
     try:
         yield
@@ -45,7 +47,7 @@ def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -
     on_gpu = isinstance(e, torch.OutOfMemoryError) or kind == "GPU memory"
     if on_gpu or kind == "memory":
         place = "GPU memory" if on_gpu else "memory"
-        more = "" if on_gpu else f", or lower {workers}"
+        more = f", or lower {workers}" if workers and not on_gpu else ""
         reasons = [_last(text), "" if on_gpu else limits.remedy(kind)]
         reason = on_gpu and _held() or "; ".join(filter(None, reasons))
         raise UserError(f"out of {place} {what()}; {remedy}{more} ({reason})") from e
@@ -54,6 +56,8 @@ def _explain(e: Exception, what: Callable[[], str], remedy: str, workers: str) -
             f"torch or Detectron2 is not built for this GPU ({_first(text)});"
             f" {command('doctor')} checks both"
         ) from e
+    if not workers:
+        return
     of_workers = words or "DataLoader" in text or f"'{limits.SHARED_MEMORY}'" in text
     # Nothing else in training opens that many files.
     if kind and (of_workers or kind == "open files"):

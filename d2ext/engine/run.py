@@ -542,5 +542,4 @@ def _resource_errors_of_setup() -> contextlib.AbstractContextManager:
     return resource_errors_explained(
         lambda: "while the model is set up",
         "use a smaller model, or free the memory that other processes use",
-        "dataloader.train.num_workers",
     )

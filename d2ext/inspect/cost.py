@@ -246,5 +246,4 @@ def _memory_explained() -> contextlib.AbstractContextManager:
     return resource_errors_explained(
         lambda: "in a step with one image",
         "use smaller images (dataloader.train.mapper.augmentations) or a smaller model",
-        "dataloader.train.num_workers",
     )

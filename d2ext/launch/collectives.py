@@ -105,11 +105,11 @@ def check_own_gpus() -> None:
         UserError: Two ranks use the same GPU; raised on all ranks.
     """
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
-    ranks: dict[str, int] = {}
-    for rank, (host, uuid) in enumerate(comm.all_gather((socket.gethostname(), str(gpu.uuid)))):
-        if (other := ranks.setdefault(uuid, rank)) != rank:
+    ranks: dict[tuple[str, str], int] = {}
+    for rank, own in enumerate(comm.all_gather((socket.gethostname(), str(gpu.uuid)))):
+        if (other := ranks.setdefault(own, rank)) != rank:
             raise UserError(
-                f"ranks {other} and {rank} on {host} use the same GPU; start at most one process"
+                f"ranks {other} and {rank} on {own[0]} use the same GPU; start at most one process"
                 " per GPU; with srun, --gpus-per-task=1 gives each its own"
             )
 

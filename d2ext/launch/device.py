@@ -44,7 +44,7 @@ def choose_device(
         raise UserError(f"train.device={requested!r} is not a device; give cuda or cpu")
     processes = 1 if gpu_each else num_gpus  # torchrun and srun have started the others
     each = f" for each of {processes} processes" if processes > 1 else ""
-    cpu = f"CPU, {plural(threads_per_process(processes), 'thread')}{each}"
+    cpu = f"CPU, {plural(threads_per_process(processes, 'cpu'), 'thread')}{each}"
     if requested == "cpu":
         return "cpu", cpu
     if visible is None and "D2EXT_PLAN_GPUS" in os.environ:  # preflight for other machines
@@ -69,15 +69,37 @@ def choose_device(
     return "cuda", f"GPU, {num_gpus} of {visible}"
 
 
-def threads_per_process(processes: int) -> int:
+def threads_per_process(processes: int, device: str, cores: int | None = None) -> int:
     """Return the number of threads of each of several processes on this machine.
 
-    They share this process's threads, unless OMP_NUM_THREADS sets the number for each.
+    They share the cores, unless OMP_NUM_THREADS sets the number for each, as torchrun does. On
+    GPUs, half of the cores are left to the loader workers.
+
+    Args:
+        processes: Number of processes.
+        device: `cpu` or `cuda`.
+        cores: Cores of all processes; None means this process's threads.
     """
     import torch
 
     threads = torch.get_num_threads()
-    return threads if "OMP_NUM_THREADS" in os.environ else max(threads // processes, 1)
+    if "OMP_NUM_THREADS" in os.environ:
+        return threads
+    return max((cores or threads) // processes // (2 if device == "cuda" else 1), 1)
+
+
+def share_cores(processes: int, device: str, cores: int | None = None) -> None:
+    """Set this process's threads of torch and OpenCV to `threads_per_process`.
+
+    A single process keeps its threads, as do all if OMP_NUM_THREADS is set.
+    """
+    import cv2
+    import torch
+
+    if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = threads_per_process(processes, device, cores)
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
 
 
 def expected_gpu(env: Mapping[str, str], dev: Path = _DEV) -> str | None:

@@ -22,6 +22,8 @@ from d2ext.run_dir.schema import RankFailure, read_record, to_plain
 _LOST_PEER = re.compile(
     r"\b(gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe)\b", re.I
 )
+# Of a peer that has met the others, not of one that cannot be reached.
+_PEER_DIED = re.compile(r"connection (was likely )?(closed|reset)|broken pipe|remote process", re.I)
 _CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
 
 
@@ -56,19 +58,28 @@ def _is_lost_peer(e: BaseException) -> bool:
     return isinstance(e, dist.DistError) or bool(lost)
 
 
+def peer_died(e: BaseException) -> bool:
+    """Return whether an error of a rank that joins the others says that one of them died."""
+    return bool(_PEER_DIED.search(str(e)))
+
+
 def describe_killed(rank: int, by: str | None, nccl: bool = False) -> RankFailure:
     """Return the record of a rank that a signal ended.
 
     The `kind` is crashed for signals that a process causes itself, such as SIGSEGV, else killed.
-    SIGABRT under NCCL is communication.
+    SIGABRT under NCCL is communication, although an error of the rank's own GPU can be the cause.
 
     Args:
         rank: Global rank.
         by: Name of the signal; None if unknown.
-        nccl: Whether the ranks communicate by NCCL, whose watchdog aborts a rank that lost a peer.
+        nccl: Whether the ranks communicate by NCCL, whose watchdog aborts a rank that lost a peer
+            or has a CUDA error.
     """
     if nccl and by == "SIGABRT":
-        why = "NCCL does this if a peer died or did not answer within --dist-timeout"
+        why = (
+            "NCCL does this if a peer died or did not answer within --dist-timeout, or after a CUDA"
+            " error on this rank, see the log above"
+        )
         return _failure(rank, "communication", f"killed by SIGABRT: {why}")
     message = f"was killed by {by}" if by else "was killed"
     if by in (None, "SIGKILL"):

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import cv2
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch
@@ -28,12 +27,13 @@ from d2ext._compat import run_exit_functions
 from d2ext.errors import UserError
 from d2ext.guard import LAUNCHER, die_with_parent
 from d2ext.launch.collectives import check_own_gpus, set_timeout, wait_for_ranks
-from d2ext.launch.device import threads_per_process
+from d2ext.launch.device import share_cores
 from d2ext.launch.failures import (
     FailureFolder,
     cause,
     describe_failure,
     describe_killed,
+    peer_died,
     print_failure,
     write_failure,
 )
@@ -153,7 +153,7 @@ def run_here(
             failures.record(describe_failure(0, e))
             raise
     if not dist.is_initialized():
-        _join_or_exit(topology, timeout, device)
+        _join_or_exit(topology, timeout, device, failures)
     try:
         result = target()
         wait_for_ranks("the other ranks to end")  # a rank that exits early looks like a dead one
@@ -166,15 +166,19 @@ def run_here(
         os._exit(status)  # destructors of process groups can wait for peers
 
 
-def _join_or_exit(topology: Topology, timeout: float, device: str) -> None:
+def _join_or_exit(topology: Topology, timeout: float, device: str, failures: FailureFolder) -> None:
     try:
         join_ranks(topology, timeout, device)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
+        status = 2
+        if e.__cause__ and peer_died(e.__cause__):  # not a user error: a Slurm job is requeued
+            failures.add(describe_failure(topology.rank, e.__cause__))
+            status = 1
         if topology.launcher == "srun":
             end_step(os.environ)  # the other tasks would wait for this one
         sys.stdout.flush()
-        os._exit(2)  # destructors of process groups can wait for peers
+        os._exit(status)  # destructors of process groups can wait for peers
 
 
 def join_ranks(topology: Topology, timeout: float, device: str) -> None:
@@ -212,21 +216,11 @@ def join_ranks(topology: Topology, timeout: float, device: str) -> None:
 
 
 def _share_cores(topology: Topology, device: str) -> None:
-    """Divide a machine's cores among its ranks, unless OMP_NUM_THREADS is set, as by torchrun.
-
-    On GPUs, half of the cores are left to the loader workers.
-    """
-    if topology.per_machine == 1 or "OMP_NUM_THREADS" in os.environ:
-        return
-    threads = threads_per_process(topology.per_machine)
+    """Divide a machine's cores among its ranks."""
+    ranks, cores = topology.per_machine, torch.get_num_threads()
     if topology.launcher == "srun":  # which may have bound this task to cores of its own
-        cores = torch.get_num_threads()
-        on_node = int(os.environ.get("SLURM_CPUS_ON_NODE", cores))
-        threads = max(min(cores, on_node // topology.per_machine), 1)
-    if device == "cuda":
-        threads = max(threads // 2, 1)
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+        cores = min(cores * ranks, int(os.environ.get("SLURM_CPUS_ON_NODE", cores)))
+    share_cores(ranks, device, cores)
 
 
 def _rank_main(
@@ -341,11 +335,13 @@ def _rendezvous_failed(topology: Topology, text: str) -> str:
             f"not all {topology.world_size} processes reached {topology.url} in time; check that"
             " --num-gpus and --num-machines are the same on every machine"
         )
-    hint = ""
-    if topology.num_machines > 1:
-        hint = "; if this machine has several network interfaces, select one with"
-        hint += " GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
-    return f"the processes could not connect at {topology.url}: {_stated(text)}{hint}"
+    failed = f"the processes could not connect at {topology.url}: {_stated(text)}"
+    if topology.num_machines == 1:
+        return failed
+    return (
+        f"{failed}; if this machine has several network interfaces, select one with"
+        " GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+    )
 
 
 def _stated(text: str) -> str:

@@ -7,11 +7,9 @@ on a GPU, and adds them in the same order each time.
 """
 
 import torch
-from detectron2.layers import ROIAlign
-from torch import Tensor, nn
+from torch import Tensor
 
-from d2ext._compat import set_class
-from d2ext.modeling.cpu.roi_align import BagROIAlign
+from d2ext.modeling.roi_align import BagROIAlign
 
 
 class DeterministicROIAlign(BagROIAlign):
@@ -23,10 +21,3 @@ class DeterministicROIAlign(BagROIAlign):
             return super().pool_long(input, rois)
         middle = len(rois) // 2
         return torch.cat((self(input, rois[:middle]), self(input, rois[middle:])))
-
-
-def use_deterministic_roi_align(model: nn.Module) -> None:
-    """Replace every ROIAlign of a model in place; they have no weights, so keys do not change."""
-    for module in model.modules():
-        if type(module) is ROIAlign:
-            set_class(module, DeterministicROIAlign)

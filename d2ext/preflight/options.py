@@ -231,7 +231,7 @@ def _check_compiler(backend: str, device: str) -> None:
             f"train.compile: inductor needs a {language} compiler, but none is installed; install"
             f" {names[0]}, {off}"
         )
-    headers = sysconfig.get_config_var("INCLUDEPY")
+    headers = sysconfig.get_path("include", "posix_prefix")  # where inductor looks
     if not Path(headers, "Python.h").is_file():
         raise UserError(
             f"train.compile: inductor needs Python.h, which is not in {headers}; install Python's"
@@ -241,8 +241,8 @@ def _check_compiler(backend: str, device: str) -> None:
 
 def precision_advice(amp: Amp, device: str) -> list[str]:
     """Return a line of advice if another `train.amp.dtype` suits the GPU better."""
-    if device != "cuda" or not amp.active(device) or not torch.cuda.is_available():
-        return []  # without a GPU, the plan is for another machine
+    if device != "cuda" or not amp.active(device) or "D2EXT_PLAN_GPUS" in os.environ:
+        return []  # with that variable, the plan is for another machine
     has_bfloat16 = torch.cuda.get_device_capability() >= (8, 0)
     if has_bfloat16 and amp.dtype == "float16":
         return ["train.amp.dtype=bfloat16 is as fast on this GPU and needs no loss scaling"]

@@ -3,12 +3,10 @@
 import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-from matplotlib.ft2font import FT2Font
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]  # RGB, 0 to 255
@@ -160,14 +158,17 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def font_has(text: str) -> bool:
-    """Return whether the label font has all characters of a text; DejaVu Sans has no Chinese."""
+    """Return whether the label font has all characters of a text.
+
+    The default of matplotlib, DejaVu Sans, has no Chinese.
+    """
     return set(text) <= _characters()
 
 
 @cache
 def _characters() -> frozenset[str]:
-    return frozenset(map(chr, FT2Font(_font_file()).get_charmap()))
+    return frozenset(map(chr, get_font(_font_file()).get_charmap()))
 
 
-def _font_file() -> Path:
-    return Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+def _font_file() -> str:
+    return findfont(FontProperties(family=["sans-serif"]))  # matplotlib caches it

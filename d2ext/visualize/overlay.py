@@ -299,8 +299,8 @@ def _shapes(instances: Sequence[dict], scale: np.ndarray) -> list[list[list[np.n
         if isinstance(mask, dict):
             parts = [_traced(next(runs), mask["size"][0])]
         else:
-            polygons = (np.asarray(p, dtype=float).reshape(-1, 2) for p in mask or ())
-            parts = [[polygon] for polygon in polygons if len(polygon) > 2]
+            polygons = [p for p in mask or () if len(p) >= 6]
+            parts = [[np.asarray(p, dtype=float).reshape(-1, 2)] for p in polygons]
         shapes.append([[outline * scale for outline in part] for part in parts])
     return shapes
 

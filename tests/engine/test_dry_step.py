@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -49,7 +50,8 @@ def test_timing_steps_for_a_budget_leaves_nothing(repo, tiny, tmp_path):
     def state():
         torchs, python, numpys = torch.get_rng_state(), random.getstate(), np.random.get_state()
         generators = [torchs.tolist(), python, [str(part) for part in numpys]]
-        return [*generators, torch.get_num_threads(), multiprocessing.active_children()]
+        threads = torch.get_num_threads(), cv2.getNumThreads()
+        return [*generators, threads, multiprocessing.active_children()]
 
     def measure(work):
         before = state()

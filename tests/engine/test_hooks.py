@@ -66,7 +66,7 @@ def test_methods_are_called_at_the_right_moments(accumulate):
 
 
 def test_memory_is_read_only_in_steps_that_are_logged():
-    """A GPU answers with a hundred numbers."""
+    """Reading a GPU's memory statistics is slow."""
     schedule = Schedule(4, 1, 5, None, False, Period(), Period(), log_period=2, evaluates=False)
     trainer = _train([MemoryHook(schedule)], steps=5)
     logged = trainer.storage.history("memory_mb").values()

@@ -81,13 +81,21 @@ def test_nothing_is_written_before_everything_is_built(cfg, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_does_not_fit_on_the_gpu_is_explained(cfg, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "GPU memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory"),
+    ],
+)
+def test_a_model_that_does_not_fit_into_memory_is_explained(cfg, monkeypatch, error, memory):
     def refuse(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
 
     plan = plan_run(cfg, "run", validate=False)
     monkeypatch.setattr(torch.nn.Module, "to", refuse)
-    words = "out of GPU memory while the model is set up; use a smaller model"
+    # There are no loader workers yet.
+    words = f"^out of {memory} while the model is set up; use a smaller model, or free .* use \\("
     with StopSignals() as signals, pytest.raises(UserError, match=words):
         Run(cfg, plan, COMMAND, signals).setup()
 

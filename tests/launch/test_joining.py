@@ -4,24 +4,32 @@ import datetime
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
 from torch.multiprocessing import ProcessRaisedException
 
 from d2ext.errors import UserError
+from d2ext.launch.collectives import check_own_gpus
 from d2ext.launch.spawn import join_ranks, start_ranks
 from d2ext.launch.topology import Topology, find_topology, free_port
+from d2ext.run_dir.schema import RankFailure, read_record
 from tests.conftest import checkout_env
 
 JOIN = """
 import os, sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from d2ext.launch.spawn import run_here
 from d2ext.launch.topology import find_topology
 
+Path("run").mkdir(exist_ok=True)
 run_here(find_topology(os.environ), lambda: print("joined"), 60, sys.argv[1], Path("run"))
+dist.destroy_process_group()
+os._exit(0)  # as `start_ranks` does
 """
 # Rank 1 dies before the first collective, in which NCCL would connect.
 LOST = """
@@ -46,7 +54,12 @@ import torch.distributed as dist
 gpus, connect = os.environ["GPUS"].split(","), dist.init_process_group
 dist.init_process_group = lambda backend, **options: connect("gloo", **options)
 torch.cuda.device_count, torch.cuda.current_device = lambda: 1, lambda: 0
-torch.cuda.set_device = [None].__getitem__  # there is no second one
+
+def set_device(index):
+    assert index == 0  # there is no other one
+
+
+torch.cuda.set_device = set_device
 torch.cuda.get_device_properties = lambda i: SimpleNamespace(uuid=gpus[int(os.environ["RANK"])])
 """
 DUPLICATE_GPU = """\
@@ -84,13 +97,19 @@ def _ranks(folder, code, device):
         )
         for rank in (0, 1)
     ]
-    return [(p.communicate(timeout=300)[1].splitlines(), p.returncode) for p in processes]
+    try:
+        return [(p.communicate(timeout=300)[1].splitlines(), p.returncode) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_a_peer_that_dies_before_the_first_collective_is_one_line(tmp_path):
     (lines, status), _ = _ranks(tmp_path, LOST + JOIN, "cpu")
-    assert status == 2 and not any("Traceback" in line for line in lines), lines
+    assert status == 1 and not any("Traceback" in line for line in lines), lines
     assert lines[-1].startswith("error: the processes could not connect at tcp://127.0.0.1:")
+    failure = read_record(tmp_path / "run" / "errors" / "rank-0.json", RankFailure)
+    assert failure.kind == "communication"  # so that a Slurm job is requeued
 
 
 @pytest.mark.parametrize("gpus", ["A,B", "A,A"])
@@ -102,6 +121,17 @@ def test_each_rank_needs_a_gpu_of_its_own(tmp_path, monkeypatch, gpus):
         else:
             assert status == 2 and lines[-1].startswith("error: ranks 0 and 1 on "), lines
             assert "use the same GPU" in lines[-1]
+
+
+def test_gpus_of_different_machines_may_have_the_same_id(monkeypatch):
+    gathered = [("node0", "A"), ("node1", "A")]
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda i: SimpleNamespace(uuid="A"))
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda mine: gathered)
+    check_own_gpus()
+    gathered[1] = gathered[0]
+    with pytest.raises(UserError, match="ranks 0 and 1 on node0 use the same GPU"):
+        check_own_gpus()
 
 
 @pytest.mark.parametrize(

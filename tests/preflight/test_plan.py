@@ -1,11 +1,13 @@
 """Preflight decisions for machines other than the one that runs the tests."""
 
+import sysconfig
+
 import pytest
 import torch
 
 from d2ext.config.load import load_config
 from d2ext.errors import UserError
-from d2ext.launch.device import choose_device
+from d2ext.launch.device import choose_device, threads_per_process
 from d2ext.preflight.plan import plan_run
 
 
@@ -18,6 +20,7 @@ def test_the_device_depends_on_the_visible_gpus(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     assert choose_device("cpu", 2)[1] == "CPU, 3 threads for each of 2 processes"
     assert choose_device("cpu", 2, gpu_each=True)[1] == "CPU, 6 threads"  # of srun's task
+    assert threads_per_process(3, "cuda") == 1  # the loader workers get as many
     assert choose_device("cuda", num_gpus=4, gpu_each=True, visible=1)[0] == "cuda"  # srun's tasks
     with pytest.raises(UserError, match="--num-gpus 3 is more than .* give at most 2"):
         choose_device("cuda", num_gpus=3, visible=2)
@@ -40,8 +43,12 @@ def test_compiling_for_a_gpu_needs_a_c_compiler_and_pythons_headers(plan, monkey
     monkeypatch.delenv("CC", raising=False)
     (tmp_path / "gcc").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    found = sysconfig.get_path
+    get_path = lambda name, *scheme: str(tmp_path) if name == "include" else found(name, *scheme)  # noqa: E731
+    monkeypatch.setattr("sysconfig.get_path", get_path)
+    (tmp_path / "Python.h").touch()
     assert plan("train.compile.enabled=True")
-    monkeypatch.setattr("sysconfig.get_config_var", lambda name: str(tmp_path))
+    (tmp_path / "Python.h").unlink()
     with pytest.raises(UserError, match="needs Python.h, which is not in .*python3-dev"):
         plan("train.compile.enabled=True")
     (tmp_path / "gcc").unlink()
@@ -60,8 +67,13 @@ def test_compiling_for_a_gpu_needs_a_c_compiler_and_pythons_headers(plan, monkey
 )
 def test_the_precision_that_suits_the_gpu_is_advised(plan, monkeypatch, capability, dtype, advice):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
-    text = plan("train.amp.enabled=True", f"train.amp.dtype={dtype}")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda i=0: capability)
+    monkeypatch.setattr("torch.cuda.get_arch_list", list)
+    options = ["train.amp.enabled=True", f"train.amp.dtype={dtype}"]
+    assert "precision" not in plan(*options)  # of another machine's GPU
+    monkeypatch.delenv("D2EXT_PLAN_GPUS")
+    text = plan(*options)
     assert advice in text if advice else "precision" not in text
 
 

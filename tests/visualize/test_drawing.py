@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import cv2
+import matplotlib
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from d2ext.data.formats.via import read_via
 from d2ext.data.segmentation import predicted_segmentation
+from d2ext.visualize.drawing import font
 from d2ext.visualize.overlay import (
     class_color,
     draw_instances,
@@ -91,6 +93,17 @@ def test_outlines_and_boxes_are_opaque_and_boxes_scale_with_the_photo():
         row = np.abs(drawn[150 * factor].astype(int) - RED).max(axis=1) < 10
         edges = [(row[part * factor : (part + 40) * factor]).sum() for part in (30, 80, 330)]
         assert edges[0] == edges[2] == factor and edges[1] > 0
+
+
+@pytest.mark.parametrize("numbers", [[], [1, 2, 3], [1, 2, 3, 4, 5]])
+def test_polygons_of_fewer_than_three_points_are_ignored(balloons, numbers):
+    photo = balloons[0]
+    triangle = [10.0, 10, 40, 10, 10, 40]
+    expected, found = (
+        draw(photo, [box(5, 5, 60, 60, segmentation=polygons)])
+        for polygons in ([triangle], [triangle, numbers])
+    )
+    assert np.array_equal(found, expected)
 
 
 def test_holes_are_not_filled_and_overlapping_polygons_are():
@@ -232,6 +245,13 @@ def test_regions_are_blended_and_other_pixels_are_unchanged(balloons):
         blend = (photo[inside > 0] + np.array(color)) / 2
         off = np.abs(drawn[inside > 0] - blend).max(axis=1) > 1
         assert 50 < off.sum() < 0.05 * len(off)  # the label
-        rows, columns = np.nonzero(mask)
+        columns = np.nonzero(mask)[1]
         edge = drawn[height // 2 - (label == 1), columns.min() + 5 : columns.max() - 5]
-        assert (edge == color).all(axis=1).any() and len(rows)
+        assert (edge == color).all(axis=1).any()
+
+
+def test_the_font_that_matplotlib_is_configured_with_is_used():
+    font.cache_clear()
+    with matplotlib.rc_context({"font.sans-serif": ["STIXGeneral"]}):
+        assert font(20).getname()[0] == "STIXGeneral"
+    font.cache_clear()

@@ -104,8 +104,9 @@ def load_weights(
         model: Model to load the weights into.
         path: Path of a local file; a `?query`, which Detectron2 allows, is ignored.
         whole: Require all parameters of the model, because it will not be trained, and all tensors
-            of a checkpoint of d2ext to have a place in it: without one of their layers, the others
-            compute something else.
+            of a checkpoint of d2ext to have a place in it, except for those of parts that the model
+            lacks, such as a mask head: without one of a part's layers, its others compute something
+            else.
         classes: Class names of the model; without them, no rows are matched by name. With `whole`,
             they are matched only if the file has the same classes in another order.
         order: `train.init_checkpoint_classes`, see `read_classes`.
@@ -147,11 +148,13 @@ def load_weights(
         for name in fit.reading.tensors
         if name not in used and not name.endswith("num_batches_tracked")
     ]
-    if whole and unused and content.author == OWN:
+    parts = {_part(name) for name in used}
+    lost = [name for name in unused if _part(name) in parts]
+    if whole and lost and content.author == OWN:
         run = f"; use the config.yaml of their run, as `{command('evaluate')} RUN` does"
         raise UserError(
-            f"the model has no place for {plural(len(unused), 'tensor')} of {file}"
-            f" ({_first(unused, 2)}), so the weights were trained with other layers"
+            f"the model has no place for {plural(len(lost), 'tensor')} of {file}"
+            f" ({_first(lost, 2)}), so the weights were trained with other layers"
             + (saved_config_hint("evaluate", Path(file)) or run)
         )
     _check_values(file, fit)
@@ -330,6 +333,11 @@ def _check_values(file: str, fit: _Fit) -> None:
                 f"the weights {file} are not finite: {source} holds NaN or infinity; use weights"
                 " from before the training diverged"
             )
+
+
+def _part(name: str) -> str:
+    """Return the part of a model that a tensor belongs to, such as roi_heads.mask_head."""
+    return ".".join(name.split(".")[:2])
 
 
 def _missing(learned: Mapping[str, Tensor], fit: _Fit) -> list[str]:

@@ -4,8 +4,8 @@ from torch import nn
 
 from d2ext.modeling.cpu.folded_norm import fold_norms
 from d2ext.modeling.cpu.relu6 import save_relu6_output
-from d2ext.modeling.cpu.roi_align import use_embedding_bag_roi_align
 from d2ext.modeling.cpu.sampled_rpn import sample_rpn
+from d2ext.modeling.roi_align import use_embedding_bag_roi_align
 
 
 def use_fast_layers(model: nn.Module) -> None:

@@ -392,6 +392,23 @@ def test_weights_of_a_run_with_other_layers_are_refused(repo, tmp_path, said):
     load_weights(plain, str(file), whole=True)
 
 
+def test_boxes_are_evaluated_without_the_mask_head_of_the_weights(repo, tmp_path, said):
+    recipe, classes = (
+        repo / "configs/custom/mask_rcnn_lite0_fpn.py",
+        "model.roi_heads.num_classes=2",
+    )
+    masks, boxes = (
+        instantiate(load_config(recipe, [classes, *overrides]).model)
+        for overrides in ([], ["model.roi_heads.mask_in_features=null"])
+    )
+    content = {"model": masks.state_dict(), "iterations_done": 2, "images_seen": 4}
+    torch.save(content, tmp_path / "w.pth")
+    load_weights(boxes, str(tmp_path / "w.pth"), whole=True)
+    assert "Unused tensors of the file: roi_heads.mask_head (" in said()
+    loaded = boxes.state_dict()
+    assert all(torch.equal(tensor, content["model"][name]) for name, tensor in loaded.items())
+
+
 def test_evaluation_also_needs_the_norms(tmp_path):
     """Frozen norms have only buffers, and Detectron2 fills in those that a file lacks."""
     state = Detector().state_dict()

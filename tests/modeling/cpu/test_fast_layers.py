@@ -15,8 +15,8 @@ from torch import nn
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.modeling.cpu.folded_norm import fold_norms
 from d2ext.modeling.cpu.relu6 import save_relu6_output
-from d2ext.modeling.cpu.roi_align import BagROIAlign
 from d2ext.modeling.cpu.sampled_rpn import SampledRPN
+from d2ext.modeling.roi_align import BagROIAlign
 
 MODELS = ["mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py", "balloon/mask_rcnn_lite0_fpn_balloon.py"]
 

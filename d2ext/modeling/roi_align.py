@@ -1,8 +1,8 @@
-"""RoIAlign for CPUs by `F.embedding_bag`, since outputs are weighted sums of feature rows.
+"""RoIAlign by `F.embedding_bag`, since outputs are weighted sums of feature rows.
 
-torchvision's RoIAlign processes each channel separately, and its backward pass uses one thread.
-Here the channels of a pixel are contiguous, and embedding_bag sums such rows on all threads, in
-both passes (benchmarks/roi_align.py). The sums are the same, in another order.
+On CPUs, torchvision's RoIAlign processes each channel separately, and its backward pass uses one
+thread. Here the channels of a pixel are contiguous, and embedding_bag sums such rows on all
+threads, in both passes (benchmarks/roi_align.py). The sums are the same, in another order.
 """
 
 import torch
@@ -93,8 +93,13 @@ def _samples(
     return index.flatten(2).long(), weight.flatten(2)
 
 
-def use_embedding_bag_roi_align(model: nn.Module) -> None:
-    """Replace every ROIAlign of a model in place; they have no weights, so keys do not change."""
+def use_embedding_bag_roi_align(model: nn.Module, cls: type[BagROIAlign] = BagROIAlign) -> None:
+    """Replace every ROIAlign of a model in place; they have no weights, so keys do not change.
+
+    Args:
+        model: Model to change.
+        cls: Class of the replacements.
+    """
     for module in model.modules():
         if type(module) is ROIAlign:
-            set_class(module, BagROIAlign)
+            set_class(module, cls)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from d2ext.modeling.cpu.roi_align import BagROIAlign
+from d2ext.modeling.roi_align import BagROIAlign
 
 
 @given(
