@@ -18,7 +18,7 @@ help:
 	@echo "make test-slurm  run the tests on a real Slurm, which is installed (root on Debian)"
 	@echo "make test-browser  test the HTML pages in chromium, which is installed (root on Debian)"
 	@echo "make test-gpu  run the tests that need a GPU, on one"
-	@echo "make test-more run the three targets above"
+	@echo "make test-more run test-slow, test-slurm and test-browser"
 	@echo "make chaos     kill, stop and damage runs (CHAOS='--seed 3')"
 	@echo "make nightly   run all tests and chaos, with new random examples each time"
 	@echo "make bench     run all benchmarks, for benchmarks/RESULTS.md (ARGS='--only mapper')"
