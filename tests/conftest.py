@@ -391,6 +391,7 @@ def style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Write the photos that the configs of Detectron2's style read; forget them afterwards."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
+    from d2ext.config.adapters import yacs
     from tests.detectron2_style.photos import write_photos
 
     write_photos(tmp_path)
@@ -400,3 +401,4 @@ def style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in set(DatasetCatalog) - known:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+    yacs._call_once.cache_clear()  # the next test's photos have to be registered again

@@ -845,7 +845,8 @@ def test_the_commands_that_make_an_environment(checkout, tiny):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "training works" in done.stdout and " passed" in done.stdout
-    assert (checkout / "work_dirs" / Path(LITE0).stem / "report.html").is_file()
+    (recipe,) = re.findall(r"^DEMO = (.*)$", _text("Makefile"), re.MULTILINE)
+    assert (checkout / "work_dirs" / recipe / "report.html").is_file()
 
 
 def test_the_config_that_changes_another(tmp_path):

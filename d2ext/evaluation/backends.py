@@ -53,7 +53,9 @@ def evaluable(
     Raises:
         UserError: The tasks include `segm`, but the detections have no masks.
     """
-    masks = detections.masks is not None or not len(detections.scores)
+    # A model with a keypoint head that finds nothing has no masks either.
+    unknown = not len(detections.scores) and detections.keypoints is None
+    masks = detections.masks is not None or unknown
     if tasks is None:
         return ["bbox", "segm"] if masks and ground_truth.segmentations is not None else ["bbox"]
     if "segm" in tasks and not masks:

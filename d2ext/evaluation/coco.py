@@ -120,7 +120,8 @@ class CocoMetric:
 
     def _evaluable(self, ground_truth: GroundTruth, detections: Detections) -> list[str]:
         tasks = list(evaluable(self._tasks, ground_truth, detections))
-        found = detections.keypoints is not None or not len(detections.scores)
+        unknown = not len(detections.scores) and detections.masks is None
+        found = detections.keypoints is not None or unknown
         if self._tasks is None and found and ground_truth.keypoints is not None:
             tasks.append("keypoints")
         if "keypoints" not in tasks:

@@ -1,6 +1,7 @@
 """Both backends give pycocotools' results, and edge cases have defined results."""
 
 import copy
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -155,6 +156,21 @@ def test_no_detections_means_0_and_no_objects_means_nan(tmp_path, backend):
     assert all(map(math.isnan, metric(*columns(empty, [], tmp_path)).values()))
     masks = CocoMetric(["segm"], backend=backend)
     assert masks(*columns(content, [], tmp_path))["segm/AP"] == 0
+
+
+@pytest.mark.parametrize(
+    ("columns_of_model", "tasks"),
+    [
+        ({}, {"bbox", "segm"}),
+        ({"masks": []}, {"bbox", "segm"}),
+        ({"keypoints": np.zeros((0, 17, 3))}, {"bbox"}),
+    ],
+)
+def test_tasks_of_a_model_that_finds_nothing(tmp_path, columns_of_model, tasks):
+    """A model with a keypoint head has no results for masks."""
+    ground_truth, found = columns(_content([[10, 10, 40, 40, 1]]), [], tmp_path)
+    found = dataclasses.replace(found, **columns_of_model)
+    assert {key.split("/")[0] for key in CocoMetric()(ground_truth, found)} == tasks
 
 
 @backends
