@@ -52,7 +52,7 @@ def add_interval_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--intervals",
         action="store_true",
-        help="compute 95%% intervals even for test sets with more than 1,000 images",
+        help="compute 95 %% intervals even for test sets with more than 1,000 images",
     )
     parser.add_argument(
         "--resamples",

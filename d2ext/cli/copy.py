@@ -16,7 +16,8 @@ from d2ext.invocation import command
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = make_parser("copy", __doc__)
-    parser.add_argument("name", metavar="NAME", help="recipe, as printed by `d2ext recipes`")
+    name = f"recipe, as printed by `{command('recipes')}`"
+    parser.add_argument("name", metavar="NAME", help=name)
     parser.add_argument("destination", metavar="DEST", help="new .py file, or a folder")
     return parser.parse_args(argv)
 

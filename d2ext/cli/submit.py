@@ -2,7 +2,7 @@
 
 d2ext submit mine.py --partition dev --num-machines 2 --num-gpus 8 --time 4:00:00
 d2ext submit mine.py --partition dev --seeds 1,2,3 --wait train.max_epochs=24
-d2ext submit status [DIR] | logs [-f] [DIR] | cancel DIR
+d2ext submit status [DIR] | logs [-f] [DIR] | cancel [DIR]
 
 All other flags and overrides are passed to `d2ext train`. --resume is added whenever the job is
 restarted. Without Slurm, the run is started on this machine.
@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _parse_command(name: str, *argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"{command('submit')} {name}", allow_abbrev=False)
-    parser.add_argument("work_dir", nargs="?", type=Path, metavar="DIR", help="(all runs)")
+    default = "all runs" if name == "status" else "the only unfinished run"
+    which = f"run directory ({default})"
+    parser.add_argument("work_dir", nargs="?", type=Path, metavar="DIR", help=which)
     if name == "logs":
         parser.add_argument("-f", "--follow", action="store_true", help="follow until the end")
     return parser.parse_intermixed_args(argv, argparse.Namespace(command=name))

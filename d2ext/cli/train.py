@@ -1,6 +1,6 @@
 """Train and evaluate a config.
 
-d2ext train custom/mask_rcnn_lite0_fpn.py data.train.json=a.json data.train.images=imgs
+d2ext train custom/mask_rcnn_lite0_fpn.py data.json=a.json data.images=imgs
 d2ext train mine.py --num-gpus 8 train.max_epochs=24 optimizer.lr=1e-3
 d2ext train work_dirs/mine --resume
 d2ext train mine.py --eval-only --weights last
