@@ -114,5 +114,5 @@ FORMAT = Format(
     advice=convert_advice("a CreateML JSON", "createml"),
     detect=_detect,
     read=read_createml,
-    source="CreateML's boxes: the JSON file",
+    source="CreateML's boxes: a JSON file",
 )

@@ -367,6 +367,6 @@ FORMAT = Format(
     advice=convert_advice("an Open Images CSV", "open_images"),
     detect=_detect,
     read=read_open_images,
-    source="Open Images' boxes: the CSV file; a *class-descriptions*.csv beside it names the classes",
+    source="Open Images' boxes: a CSV file; *class-descriptions*.csv beside it names the classes",
     write={"open_images": hotcoco_writer("to_oid")},
 )
