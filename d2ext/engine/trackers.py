@@ -27,6 +27,7 @@ Outcome = Literal["finished", "stopped", "failed"]
 
 _DEFAULT = "d2ext"  # experiment, or project
 _FILES = (
+    "auto.json",
     "config.yaml",
     "log.txt",
     "metrics.json",
@@ -34,6 +35,7 @@ _FILES = (
     "results.json",
     "run.json",
     "scaling.json",
+    "split.json",
 )
 
 

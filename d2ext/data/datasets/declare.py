@@ -35,7 +35,7 @@ from d2ext.data.records.cache import (
 )
 from d2ext.data.records.records import columns_of, file_names_of, select
 from d2ext.errors import UserError
-from d2ext.invocation import command
+from d2ext.invocation import command, option
 
 
 @dataclass(frozen=True)
@@ -423,7 +423,7 @@ def _not_given(json_file: str | None) -> list[dict]:
     raise UserError(
         f"{lacks} is not given; for a custom/ recipe, set data.json=FILE and data.images=FOLDER to"
         " split a file, or data.train.json=FILE and data.train.images=FOLDER, and data.val.json and"
-        " data.val.images for the validation"
+        f" data.val.images for the validation, which {option('--no-validate')} skips"
     )
 
 
