@@ -202,8 +202,12 @@ def _pycocotools_pair(ground_truth: GroundTruth, detections: Detections, task: s
     return COCOeval(*sides, task)
 
 
-def whole_masks(masks: Sequence[dict]) -> tuple[list[dict], np.ndarray]:
+def whole_masks(masks: Sequence[dict], first: int = 0) -> tuple[list[dict], np.ndarray]:
     """Return compressed RLEs that cover their whole images, and their areas (M,) as float64.
+
+    Args:
+        masks: M compressed RLEs.
+        first: Number of the first one, for messages.
 
     Raises:
         UserError: An RLE is damaged.
@@ -213,7 +217,7 @@ def whole_masks(masks: Sequence[dict]) -> tuple[list[dict], np.ndarray]:
         try:
             whole[i] = completed(masks[i])
         except ValueError as e:
-            raise UserError(f"the RLE of entry {i}: {e}; write it again") from e
+            raise UserError(f"the RLE of entry {first + i}: {e}; write it again") from e
         areas[i] = _mask_areas(whole[i : i + 1])[0]
     return whole, areas
 

@@ -29,7 +29,7 @@ from d2ext.evaluation.coco import MAX_DETECTIONS
 from d2ext.evaluation.dataset_file import read_dataset
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.metric_names import METRICS
-from d2ext.evaluation.results_file import read_parts, read_results, to_detections
+from d2ext.evaluation.results_file import NO_RESULTS, read_parts, read_results, to_detections
 from d2ext.files import atomic_write, finite_or_none
 from d2ext.text import plural, with_interval
 
@@ -156,8 +156,8 @@ def _evaluated(
     results = read_parts(predictions)
     data = read_dataset(
         dataset,
-        with_masks=not results or results[0].segmentation is not None,
-        with_keypoints=not results or results[0].keypoints is not None,
+        with_masks=results is NO_RESULTS or results.segmentation is not None,
+        with_keypoints=results is NO_RESULTS or results.keypoints is not None,
     )
     name = ", ".join(map(str, predictions))
     detections = to_detections(Path(name), results, data)

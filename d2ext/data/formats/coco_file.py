@@ -369,9 +369,9 @@ def _annotation_columns(
         return np.fromiter(map(bool, values(name)), bool, len(annotations))
 
     return {
-        "image": index_column(annotations, "image_id", image_ids),
-        "category": index_column(annotations, "category_id", category_ids),
-        "boxes": box_column(annotations),
+        "image": index_column(values("image_id"), image_ids),
+        "category": index_column(values("category_id"), category_ids),
+        "boxes": box_column(values("bbox")),
         "areas": np.array(values("area"), np.float64),  # None becomes NaN
         "crowd": flags("iscrowd"),
         "difficult": flags("ignore") | flags("difficult"),
@@ -379,24 +379,21 @@ def _annotation_columns(
     }
 
 
-def box_column(entries: Sequence[Any]) -> np.ndarray:
-    """Return the `bbox` of each entry, float64 (N, 4); NaN where it is None."""
-    boxes = list(map(attrgetter("bbox"), entries))
+def box_column(boxes: Sequence[Box | None]) -> np.ndarray:
+    """Return N boxes as float64 (N, 4); NaN where one is None."""
     if None in boxes:
         boxes = [box or (math.nan,) * 4 for box in boxes]
-    numbers = itertools.chain.from_iterable(boxes)
-    return np.fromiter(numbers, np.float64, 4 * len(entries)).reshape(-1, 4)
+    numbers = itertools.chain.from_iterable(boxes)  # type: ignore[arg-type]
+    return np.fromiter(numbers, np.float64, 4 * len(boxes)).reshape(-1, 4)
 
 
-def index_column(entries: Sequence[Any], name: str, ids: Sequence[Hashable]) -> np.ndarray:
-    """Return the position in `ids` of an attribute of each entry, int64 (N,); -1 if not found.
+def index_column(values: Sequence[Hashable], ids: Sequence[Hashable]) -> np.ndarray:
+    """Return the position in `ids` of each of N values, int64 (N,); -1 if not found.
 
     Args:
-        entries: N structs.
-        name: Name of the attribute.
+        values: Numbers or strings.
         ids: Numbers or strings; if all are integers, they must be in ascending order.
     """
-    values = list(map(attrgetter(name), entries))
     # Fast path for integers: numpy would convert strings to numbers, and huge ones overflow.
     if set(map(type, values)) == set(map(type, ids)) == {int}:
         with contextlib.suppress(OverflowError):
