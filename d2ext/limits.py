@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -94,6 +95,11 @@ def open_files_allowed() -> float:
     """Return the number of open files that `raise_open_files` can reach."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return _OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def shared_memory_free(folder: Path = SHARED_MEMORY) -> int:

@@ -22,7 +22,7 @@ from d2ext.doctor.probe import MARK
 from d2ext.errors import INSTALL_DETECTRON2
 from d2ext.invocation import command
 from d2ext.launch.device import expected_gpu, uncovered
-from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free
+from d2ext.limits import SHARED_MEMORY, open_files_allowed, shared_memory_free, usable_cores
 from d2ext.waiting import waiting_for
 
 _LISTED_PACKAGES = (
@@ -217,7 +217,7 @@ def install_advice(packages: str = "") -> str:
 
 
 def _hardware(torch: dict[str, Any] | None, problems: list[str]) -> list[tuple[str, str]]:
-    facts = [("CPU cores", str(len(os.sched_getaffinity(0))))]
+    facts = [("CPU cores", str(usable_cores()))]
     if torch is None:
         return [*facts, ("GPUs", "unknown, because torch does not work")]
     way_out = "train.device=cpu trains on the CPU"

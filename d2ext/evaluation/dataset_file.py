@@ -1,4 +1,4 @@
-"""Read a COCO or LVIS annotation file as ground truth.
+"""Read a COCO or LVIS annotation file as ground truth, a large one in a process of its own.
 
 All objects are kept unchanged (the policy `strict` of `coco_file`), so that the results equal
 pycocotools' results for the file. A run has the same results, unless the file has objects that a
@@ -6,19 +6,33 @@ run drops: boxes without an area and invalid polygons. Here, boxes without an ar
 missed, and their number is logged.
 """
 
+import contextlib
+import functools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import pycocotools.mask
 
 from d2ext.data.formats.coco_file import Box, read_strict
 from d2ext.data.formats.json_io import read_typed
+from d2ext.errors import UserError
 from d2ext.evaluation.instances import GroundTruth, keypoint_column
+from d2ext.guard import die_with_parent
+from d2ext.limits import usable_cores
 
 logger = logging.getLogger(__name__)
+
+_LARGE = 5_000_000  # bytes of a file from which a second process is faster
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,75 @@ def read_dataset(path: Path, with_masks: bool, with_keypoints: bool = False) -> 
         keypoints=keypoints,
     )
     return DatasetFile(path, ground_truth, list(coco.category_ids))
+
+
+@contextlib.contextmanager
+def reading_dataset(
+    path: Path, expect_masks: bool
+) -> Iterator[Callable[[bool, bool], DatasetFile]]:
+    """Read a large COCO annotation file in a second process while the caller does other work.
+
+    The process also draws the polygons, which takes most of its time, so that the ground truth has
+    RLEs only. It is used if masks are expected and a second core is available.
+
+    Args:
+        path: Path of the file.
+        expect_masks: Whether the caller will probably want masks.
+
+    Yields:
+        Function that returns the result of `read_dataset` for `with_masks` and `with_keypoints`. It
+        raises a UserError as `read_dataset` does, or if the process was killed.
+    """
+    parallel = expect_masks and sys.platform == "linux" and usable_cores() > 1
+    if not parallel or not path.is_file() or path.stat().st_size < _LARGE:
+        yield functools.partial(read_dataset, path)
+        return
+    # Threads would contend for the GIL. A forked process starts at once; it must not call hotcoco,
+    # whose threads it lacks.
+    with ProcessPoolExecutor(1, get_context("fork"), _become_reader) as pool:
+        drawn = pool.submit(_read_drawn, path)
+
+        def read(with_masks: bool, with_keypoints: bool) -> DatasetFile:
+            if with_keypoints or not with_masks:
+                return read_dataset(path, with_masks, with_keypoints)
+            try:
+                return drawn.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"the process that reads {path} was killed, most likely because memory ran out;"
+                    " close other programs, or use one core (taskset -c 0 ...)"
+                ) from None
+
+        yield read
+
+
+def _become_reader() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent waits for it
+    die_with_parent()
+
+
+def _read_drawn(path: Path) -> DatasetFile:
+    """Return the dataset with its polygons as compressed RLEs."""
+    dataset = read_dataset(path, with_masks=True)
+    ground_truth = dataset.ground_truth
+    if ground_truth.segmentations is None:
+        return dataset
+    heights, widths = (
+        side[ground_truth.image].tolist() for side in (ground_truth.heights, ground_truth.widths)
+    )
+    rows = zip(ground_truth.segmentations, heights, widths, strict=True)
+    segmentations = [
+        _drawn(mask, height, width) if isinstance(mask, list) else mask
+        for mask, height, width in rows
+    ]
+    return replace(dataset, ground_truth=replace(ground_truth, segmentations=segmentations))
+
+
+def _drawn(polygons: list[list[float]], height: int, width: int) -> dict[str, Any]:
+    """Return polygons as a compressed RLE, as pycocotools draws them."""
+    parts = pycocotools.mask.frPyObjects(polygons, height, width)
+    rle = pycocotools.mask.merge(parts)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
 def read_areas(path: Path) -> dict[tuple, float]:

@@ -26,10 +26,16 @@ from d2ext.evaluation.bootstrap.intervals import (
 from d2ext.evaluation.bootstrap.intervals import intervals as intervals_of
 from d2ext.evaluation.bootstrap.resampling import MAX_IMAGES, RESAMPLES, Samples, resample
 from d2ext.evaluation.coco import MAX_DETECTIONS
-from d2ext.evaluation.dataset_file import read_dataset
+from d2ext.evaluation.dataset_file import reading_dataset
 from d2ext.evaluation.instances import Detections, GroundTruth
 from d2ext.evaluation.metric_names import METRICS
-from d2ext.evaluation.results_file import NO_RESULTS, read_parts, read_results, to_detections
+from d2ext.evaluation.results_file import (
+    NO_RESULTS,
+    read_parts,
+    read_results,
+    starts_with_mask,
+    to_detections,
+)
 from d2ext.files import atomic_write, finite_or_none
 from d2ext.text import plural, with_interval
 
@@ -153,12 +159,12 @@ def _evaluated(
     Returns:
         The results, the analyses by task, and other keys of the output file.
     """
-    results = read_parts(predictions)
-    data = read_dataset(
-        dataset,
-        with_masks=results is NO_RESULTS or results.segmentation is not None,
-        with_keypoints=results is NO_RESULTS or results.keypoints is not None,
-    )
+    with reading_dataset(dataset, starts_with_mask(predictions[0])) as read:
+        results = read_parts(predictions)
+        data = read(
+            results is NO_RESULTS or results.segmentation is not None,
+            results is NO_RESULTS or results.keypoints is not None,
+        )
     name = ", ".join(map(str, predictions))
     detections = to_detections(Path(name), results, data)
     del results  # hundreds of megabytes

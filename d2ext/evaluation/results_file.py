@@ -23,6 +23,7 @@ from d2ext.evaluation.instances import Detections, GroundTruth, finite, keypoint
 
 _OPTIONAL = ("bbox", "segmentation", "keypoints")
 _PART = 2_000  # entries processed at a time: about 2 MB, which the processor's cache holds
+_HEAD = 10_000  # bytes at the beginning of a file
 _REACH = 0.05  # fraction of the image's side by which boxes may extend beyond the image
 
 
@@ -71,6 +72,15 @@ class Results:
 
 
 NO_RESULTS = Results([], [], np.zeros(0))
+
+
+def starts_with_mask(path: Path) -> bool:
+    """Return whether the first entry of a results file seems to have a mask."""
+    if not path.is_file():  # reading from a pipe would remove what is read
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as f:  # read_results reports errors
+        return b'"segmentation"' in f.read(_HEAD)
+    return False
 
 
 def read_results(path: Path) -> Results:

@@ -1,8 +1,6 @@
 """Choose values for a config: those that fit its training data, or those of an earlier run."""
 
 import logging
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from d2ext.config.choices import differing, is_auto, with_choices
 from d2ext.config.load import execute_config
 from d2ext.data.fitting.fit import AUTO, Fitted, fitted, kept_choices
 from d2ext.data.fitting.rules import Hardware
+from d2ext.limits import usable_cores
 from d2ext.preflight.budget import check_budget
 from d2ext.run_dir.names import CONFIG, run_folder
 
@@ -80,8 +79,8 @@ def hardware_of(device: str, processes: int, accumulate: int, world_size: int) -
         accumulate: Micro-batches per training step.
         world_size: Number of processes on all machines.
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return Hardware(device, max(cores // processes, 1), world_size * accumulate, world_size)
+    cores = max(usable_cores() // processes, 1)
+    return Hardware(device, cores, world_size * accumulate, world_size)
 
 
 def as_trained(cfg: Any, folder: Path) -> Any:

@@ -2,10 +2,13 @@
 
 import json
 import math
+import multiprocessing
 import os
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,66 @@ def test_results_may_have_only_masks_or_be_empty(tmp_path, evaluate):
     assert json.loads(out.read_text())["coco/bbox/AP50"] > 0
     assert evaluate([], "--out", out).status == 0
     assert json.loads(out.read_text())["coco/segm/AP"] == 0
+
+
+def _large(content: dict) -> dict:
+    """Return a file's content with enough text for a second process to read the file."""
+    return {**content, "info": {"description": "d" * 6_000_000}}
+
+
+@pytest.fixture
+def masked() -> tuple[dict, list[dict]]:
+    """Return annotations with polygons, two polygons, a crowd and no mask, and results for them."""
+    content = _content()
+    two, crowd, bare = content["annotations"][1:]
+    two["segmentation"] = corners([60, 20, 8, 20]) + corners([70.5, 25.3, 9.1, 12.7])
+    crowd |= {"iscrowd": 1, "segmentation": rle(crowd["bbox"])}
+    del bare["segmentation"]
+    return content, [r | {"segmentation": rle(r["bbox"])} for r in _results()]
+
+
+def test_large_files_give_the_same_results_on_any_number_of_cores(tmp_path, evaluate, masked):
+    content, results = masked
+    cores, found = os.sched_getaffinity(0), []
+    for used in (cores, {min(cores)}):
+        os.sched_setaffinity(0, used)
+        try:
+            done = evaluate(results, "--out", tmp_path / "out.json", content=_large(content))
+        finally:
+            os.sched_setaffinity(0, cores)
+        assert done.status == 0, done.stderr
+        found.append(json.loads((tmp_path / "out.json").read_text()))
+    assert found[0] == found[1]
+    content["annotations"][3]["segmentation"] = corners(content["annotations"][3]["bbox"])
+    for name, value in official(content, results, "segm").items():
+        expected = None if math.isnan(value) else pytest.approx(value, abs=1e-9)
+        assert found[0][f"coco/segm/{name}"] == expected
+
+
+def test_errors_of_large_files_are_one_line(evaluate, masked):
+    content, results = masked
+    content["annotations"][1]["image_id"] = 99
+    done = evaluate(results, content=_large(content))
+    assert done.status == 2 and done.stderr.count("\n") == 1
+    assert "annotations[1] refers to an unknown image, 99" in done.stderr
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="needs a second core")
+def test_a_reader_that_is_killed_is_an_error(evaluate, masked):
+    content, results = masked
+    content["annotations"] *= 10_000  # takes longer to read than the results
+
+    def kill() -> None:
+        while not (readers := multiprocessing.active_children()):
+            time.sleep(0.001)
+        readers[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    done = evaluate(results, content=content)
+    killer.join()
+    assert done.status == 2 and done.stderr.count("\n") == 1
+    assert "ground_truth.json was killed, most likely because memory ran out" in done.stderr
 
 
 @pytest.mark.parametrize("left", [8, 5])

@@ -1,6 +1,5 @@
 """Read a COCO file into arrays, valid or not, in chunks: half a gigabyte takes seconds."""
 
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from d2ext.data.formats.json_io import no_collection
 from d2ext.data.validation.coco.json_numbers import number
 from d2ext.data.validation.coco.outlines import Outlines, join, outlines
 from d2ext.errors import UserError
+from d2ext.limits import usable_cores
 
 _CHUNK = 2048
 _MIN_PARALLEL = 100_000  # entries from which several processes are faster
@@ -176,7 +176,7 @@ def _annotations(
 
 def _parts(entries: Sequence, decode: Decode) -> Iterator[tuple]:
     """Yield the columns of all entries, by `_part`; many entries are split among processes."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    cores = usable_cores() if sys.platform == "linux" else 1
     if len(entries) < _MIN_PARALLEL or cores == 1:
         for first in range(0, len(entries), _CHUNK):
             yield _part(first, entries, decode)
