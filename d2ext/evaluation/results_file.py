@@ -25,8 +25,6 @@ _OPTIONAL = ("bbox", "segmentation", "keypoints")
 _PART = 2_000  # entries processed at a time: about 2 MB, which the processor's cache holds
 _HEAD = 10_000  # bytes at the beginning of a file
 _REACH = 0.05  # fraction of the image's side by which boxes may extend beyond the image
-
-
 _Side = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
