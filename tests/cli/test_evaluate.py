@@ -179,6 +179,27 @@ def test_a_reader_that_is_killed_is_an_error(evaluate, masked):
     assert "ground_truth.json was killed, most likely because memory ran out" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="needs a second core")
+def test_the_reader_does_not_outlive_the_command(repo: Path, tmp_path, masked):
+    content, results = masked
+    content["annotations"] *= 30_000  # takes longer to read than the process to be killed
+    annotations, found = tmp_path / "a.json", tmp_path / "b.json"
+    annotations.write_text(json.dumps(content))
+    found.write_text(json.dumps(results))
+    command = [repo / "tools" / "evaluate.py", found, "--dataset", annotations]
+    with subprocess.Popen([sys.executable, *map(str, command)]) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (readers := children.read_text().split()):
+            time.sleep(0.001)
+        time.sleep(0.1)
+        process.kill()
+    status, deadline = Path(f"/proc/{readers[0]}/stat"), time.monotonic() + 20
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the reader still runs"
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("left", [8, 5])
 def test_missing_runs_at_the_end_of_a_mask_are_background(tmp_path, evaluate, left):
     """By itself, pycocotools would hang. An even or odd number of runs is left."""
@@ -281,6 +302,22 @@ def test_invalid_predictions_are_a_one_line_error(evaluate, results, message):
     assert done.status == 2
     assert done.stderr.count("\n") == 1 and "detections.json" in done.stderr
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    "segmentation, message",
+    [
+        ({**MASK, "counts": "A"}, "the RLE of entry 4999: its counts are damaged"),
+        ({**MASK, "counts": [1, -2, 3]}, "the RLE of entry 4999 is malformed"),
+        ({"size": [50, 50], "counts": MASK["counts"]}, "entry 4999"),
+        (None, "entry 4999 has no segmentation, but others do"),
+    ],
+)
+def test_errors_name_entries_of_long_files(evaluate, segmentation, message):
+    results = [_results()[0] | {"score": 1 / (i + 1), "segmentation": MASK} for i in range(5000)]
+    results[-1]["segmentation"] = segmentation
+    done = evaluate(results)
+    assert done.status == 2 and message in done.stderr
 
 
 def _photos(count: int) -> tuple[dict, list[dict]]:
