@@ -5,19 +5,27 @@ d2ext predict work_dirs/mine --weights last --splash --cutouts a.jpg b.jpg film.
 d2ext predict mine.py --weights model.pth --csv --masks photos/
 d2ext predict work_dirs/mine photos/ --annotations labelme --rank uncertain
 d2ext predict work_dirs/mine/export/model.onnx photos/
+d2ext predict work_dirs/mine photos/ --num-gpus 8
 
 Writes overlays, and predictions.json and images.json in COCO format. Files and parts of videos
 that cannot be read are skipped; the exit status is then 1. An exported model (a .onnx file in place
 of the run) runs in onnxruntime.
+
+With --num-gpus, several processes share the photos and write the same files as a single one. Each
+video is processed by one of them.
 """
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from d2ext.cli.arguments import add_config, make_parser, take_config
 from d2ext.predict.names import ANNOTATIONS, RANKS
 from d2ext.run_dir.logging import setup_logging
+
+# Seconds that a process waits for the others, one of which may have the longest video: a week.
+_TIMEOUT = 7 * 24 * 3600.0
 
 
 def _score(text: str) -> float:
@@ -48,6 +56,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", type=Path, default=out, metavar="DIR", help=replaces)
     add("--score-threshold", type=_score, default=0.5, metavar="S", help="lowest score (0.5)")
     add("--classes", nargs="+", metavar="NAME", help="keep only these classes")
+    processes = "processes that share the photos: one per GPU, or CPU processes (1)"
+    add("--num-gpus", type=int, default=1, metavar="N", help=processes)
     add("--batch-size", type=_size, default=1, metavar="N", help="images per batch (1)")
     add("--no-overlays", action="store_true", help="do not draw the detections")
     add("--cutouts", action="store_true", help="write each object as a PNG, transparent around it")
@@ -83,19 +93,22 @@ def run(args: argparse.Namespace) -> int:
     """Predict; return the exit status."""
     setup_logging()
 
+    from d2ext.launch.spawn import start_ranks
+    from d2ext.launch.topology import find_topology
     from d2ext.predict.predictor import Predictor
-    from d2ext.predict.writers import predict_files
+    from d2ext.predict.worker import predict_rank
+    from d2ext.predict.writers import RANKS, predict_files, remove_leftovers
 
+    chosen = args.score_threshold, args.classes
     if args.onnx:
-        predictor = Predictor.from_onnx(args.onnx, args.score_threshold, args.classes)
+        load = partial(Predictor.from_onnx, args.onnx, *chosen)
     else:
-        predictor = Predictor.from_config(
-            args.config_file, args.weights, args.options, args.score_threshold, args.classes
-        )
-    return predict_files(
-        predictor,
-        args.inputs,
-        args.output,
+        model = args.config_file, args.weights, args.options
+        load = partial(Predictor.from_config, *model, *chosen)
+    predict = partial(
+        predict_files,
+        inputs=args.inputs,
+        output=args.output,
         batch_size=args.batch_size,
         overlays=not args.no_overlays,
         cutouts=args.cutouts,
@@ -105,3 +118,26 @@ def run(args: argparse.Namespace) -> int:
         annotations=args.annotations,
         rank=args.rank is not None,
     )
+    topology = find_topology({}, args.num_gpus, num_machines=1, machine_rank=0)
+    if topology.world_size == 1:
+        return predict(load())
+    device = "cpu" if args.onnx else _device(args)
+    try:
+        task = load, predict
+        return start_ranks(topology, predict_rank, task, _TIMEOUT, device, args.output / RANKS)
+    finally:
+        remove_leftovers(args.output)
+
+
+def _device(args: argparse.Namespace) -> str:
+    """Return the device of the config.
+
+    Raises:
+        UserError: The machine has fewer GPUs than --num-gpus.
+    """
+    from d2ext.config.load import load_config
+    from d2ext.config.options import TrainOptions
+    from d2ext.launch.device import choose_device
+
+    options = TrainOptions.from_config(load_config(args.config_file, args.options).train)
+    return choose_device(options.device, args.num_gpus)[0]

@@ -317,9 +317,11 @@ def _report(failures: FailureFolder, failure: RankFailure, first_machine: bool) 
 def _rendezvous(
     topology: Topology, timeout: float, needed: Callable[[], bool]
 ) -> contextlib.AbstractContextManager:
+    several = topology.launcher != "self" or topology.num_machines > 1
+    remedy = f"--dist-timeout gives up ({timeout:g} s)" if several else "press Ctrl-C to give up"
     return waiting_for(
         f"all {topology.world_size} processes to start and meet at {topology.url}",
-        f"--dist-timeout gives up ({timeout:g} s)",
+        remedy,
         needed=needed,
     )
 

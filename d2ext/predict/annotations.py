@@ -11,8 +11,8 @@ from d2ext.data.formats.geometry import LeftOut, add_box, add_polygons, new_reco
 from d2ext.data.formats.writing import check_label_files
 from d2ext.errors import UserError
 from d2ext.predict.names import ANNOTATIONS
+from d2ext.predict.outcomes import Outcome
 from d2ext.predict.outlines import simplified
-from d2ext.predict.predictor import Prediction
 from d2ext.predict.sources import Item
 from d2ext.text import plural
 
@@ -69,12 +69,12 @@ class Annotations:
     def _name(self, item: Item) -> str:
         return os.path.relpath(os.path.abspath(item.path), self._root)
 
-    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
+    def write(self, outcome: Outcome) -> None:
         """Add the objects of a photo."""
-        height, width = prediction.image.shape[:2]
-        record = new_record(self._name(item), len(self._records) + 1, (width, height))
+        height, width = outcome.size
+        record = new_record(self._name(outcome.item), len(self._records) + 1, (width, height))
         self._records.append(record)
-        for found in prediction.objects:
+        for found in outcome.objects:
             score = round(found["score"], 4)
             if "segmentation" in found and self._kind not in _ONLY_BOXES:
                 self._has_masks = True
@@ -84,9 +84,6 @@ class Annotations:
                 x, y, w, h = found["bbox"]
                 box = (x, y, x + w, y + h)
                 add_box(record, found["category_id"], box, self._left_out, score=score)
-
-    def end_video(self) -> None:
-        """Do nothing: there are no videos."""
 
     def save(self) -> str:
         """Write the file; return a summary line.

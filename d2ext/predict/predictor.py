@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -55,6 +55,8 @@ from d2ext.run_dir.metadata import read_run_info
 from d2ext.run_dir.names import run_folder, run_name, usual_weights
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class TrainedModel(NamedTuple):
@@ -160,10 +162,7 @@ class Prediction:
             width, height] in pixels), `score` and, with masks, `segmentation` (compressed RLE);
             with keypoints, `keypoints`.
         """
-        return [
-            {"image_id": image_id, **found, "category_id": found["category_id"] + 1}
-            for found in self.objects
-        ]
+        return coco_results(self.objects, image_id)
 
     def to_supervision(self) -> Any:
         """Return a `supervision.Detections`, with the class names in `data["class_name"]`.
@@ -192,6 +191,14 @@ class Prediction:
         return f"Prediction({found or 'nothing'})"
 
 
+def coco_results(objects: Iterable[dict[str, Any]], image_id: int | str) -> list[dict[str, Any]]:
+    """Return `Prediction.objects` as COCO results, as `Prediction.to_coco` describes them."""
+    return [
+        {"image_id": image_id, **found, "category_id": found["category_id"] + 1}
+        for found in objects
+    ]
+
+
 class Predictor:
     """Detect objects in images with a trained model.
 
@@ -211,6 +218,7 @@ class Predictor:
         classes: Names of the model's classes.
         metadata: `thing_classes`, and the names and colors of keypoints and regions if the config's
             data is one of Detectron2's datasets.
+        tiled: Whether images are cut into tiles, so that a batch consists of tiles of one image.
 
     Raises:
         UserError: The classes do not fit the config, or a class is unknown.
@@ -253,6 +261,7 @@ class Predictor:
         self._input = functools.partial(_resized if plain else _mapped, mapper)
         self._threshold = score_threshold
         self._tiles = tile_options(cfg)
+        self.tiled = self._tiles is not None
 
     @classmethod
     def from_run(
@@ -364,7 +373,7 @@ class Predictor:
             join = functools.partial(self._joined, batch_size=batch_size)
             yield from (found for _, found in _usable(join, images, skip))
             return
-        for batch in _batches(_usable(self._input, images, skip), batch_size):
+        for batch in batches(_usable(self._input, images, skip), batch_size):
             with torch.inference_mode():
                 outputs = list(outputs_of(self._model, [sample for _, sample in batch]))
             for (image, _), output in zip(batch, outputs, strict=True):
@@ -385,7 +394,7 @@ class Predictor:
         height, width = image.shape[:2]
         joined = JoinedTiles(height, width)
         tiles = plan_tiles(height, width, self._tiles.side, self._tiles.shared).tolist()
-        for batch in _batches(tiles, batch_size):
+        for batch in batches(tiles, batch_size):
             inputs = [self._input(image[y0:y1, x0:x1]) for x0, y0, x1, y1 in batch]
             with torch.inference_mode():
                 outputs = list(outputs_of(self._model, inputs))
@@ -523,7 +532,8 @@ def _pixels(image: Any) -> np.ndarray:
     )
 
 
-def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def batches(images: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Yield images in lists of `size`; the last one may be shorter."""
     images = iter(images)
     while batch := list(itertools.islice(images, size)):
         yield batch

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from d2ext.files import atomic_write, write_json
-from d2ext.predict.predictor import Prediction
-from d2ext.predict.sources import Item
+from d2ext.predict.outcomes import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +37,11 @@ class Ranking:
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
-    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
+    def write(self, outcome: Outcome) -> None:
         """Add a photo."""
-        value = round(uncertainty(prediction.all_scores), 4)
-        detections = len(prediction.all_scores)
-        row = {"file_name": item.file_name, "uncertainty": value, "detections": detections}
-        self._rows.append(row)
-
-    def end_video(self) -> None:
-        """Do nothing: there are no videos."""
+        scores, name = outcome.all_scores, outcome.item.file_name
+        value = round(uncertainty(scores), 4)
+        self._rows.append({"file_name": name, "uncertainty": value, "detections": len(scores)})
 
     def save(self, output: Path) -> None:
         """Write rank.json and rank.txt, which has only the file names, and log the first photos.

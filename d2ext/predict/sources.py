@@ -25,12 +25,26 @@ _AHEAD, _AHEAD_BYTES = 4, 2**28
 
 @dataclass(frozen=True)
 class Item:
-    """An image file, or a frame of a video that has been read."""
+    """An image file, or a frame of a video.
 
-    name: str  # relative path of its pictures, without suffix
-    file_name: str  # in images.json
+    Attributes:
+        name: Relative path of the file's pictures, without suffix; unique among the inputs.
+        file_name: Name in images.json.
+        path: Path of the file.
+        number: Number of the frame in its video; None for an image file.
+        frame: Pixels of the frame, or why the video has no more; None for an image file.
+    """
+
+    name: str
+    file_name: str
     path: Path
-    frame: np.ndarray | None = None
+    number: int | None = None
+    frame: np.ndarray | str | None = None
+
+    @property
+    def output_name(self) -> str:
+        """Return the name of an image's pictures; those of a frame are in a folder of its video."""
+        return self.name if self.number is None else f"{self.name}/{self.number}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class ImageSource:
 def find_inputs(
     inputs: Sequence[str | Path], output: Path, others: list[tuple[Path, str]]
 ) -> list[Item]:
-    """Return the files of `inputs`, each with a unique name.
+    """Return the files of `inputs`, photos first, each with a unique name.
 
     Args:
         inputs: Images, videos, and folders of both.
@@ -65,7 +79,7 @@ def find_inputs(
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES | VIDEOS))
         raise UserError(f"no image in {', '.join(map(str, inputs))} ({suffixes})")
-    return files
+    return sorted(files, key=is_video)
 
 
 def _files(path: Path, made: Path, others: list[tuple[Path, str]]) -> list[Item]:
@@ -100,47 +114,47 @@ def _stem(name: Path) -> str:
     return str(name.with_suffix(""))
 
 
-def sources_of(files: Sequence[Item], unreadable: list[tuple[Path, str]]) -> Iterator[ImageSource]:
-    """Yield all image files, then each video; add those that cannot be read to `unreadable`."""
-    photos = [item for item in files if item.path.suffix.lower() not in VIDEOS]
+def is_video(item: Item) -> bool:
+    """Return whether a file is a video, by its suffix."""
+    return item.path.suffix.lower() in VIDEOS
+
+
+def sources_of(files: Sequence[Item]) -> Iterator[ImageSource]:
+    """Yield all image files, then each video."""
+    photos = [item for item in files if not is_video(item)]
     if photos:
         yield ImageSource("images", iter(photos), len(photos))
     for item in files:
-        if item.path.suffix.lower() in VIDEOS:
+        if is_video(item):
             video = cv2.VideoCapture(str(item.path))
             rate = video.get(cv2.CAP_PROP_FPS)
             total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # negative if unknown
-            frames = _frames(item, video, total, unreadable)
+            frames = _frames(item, video, total)
             yield ImageSource(
                 item.path.name, frames, total or None, rate if 0 < rate < 1000 else 25.0
             )
 
 
-def _frames(
-    item: Item, video: cv2.VideoCapture, total: int, unreadable: list[tuple[Path, str]]
-) -> Iterator[Item]:
-    """Yield the frames of a video; add the video to `unreadable` if it ends early."""
+def _frames(item: Item, video: cv2.VideoCapture, total: int) -> Iterator[Item]:
+    """Yield the frames of a video, and why it ends early if it does."""
     for number in itertools.count():
         good, frame = video.read()
         if not good:
             break
-        name = f"{item.file_name}#{number}"
-        yield Item(item.name, name, item.path, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+        pixels = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        yield Item(item.name, f"{item.file_name}#{number}", item.path, number, pixels)
     video.release()
     if number == 0:
-        unreadable.append((item.path, "cannot be read and is skipped: it has no frames"))
+        yield replace(item, frame="cannot be read and is skipped: it has no frames")
     elif total - number > max(2, total / 100):  # some formats state only an estimate
         why = f"is cut off at frame {number} of {total}; the frames before that were processed"
-        unreadable.append((item.path, why))
+        yield replace(item, frame=why)
 
 
 def readable(
-    items: Iterator[Item],
-    kept: list[Item],
-    unreadable: list[tuple[Path, str]],
-    advance: Callable[[int], None],
-) -> Iterator[np.ndarray]:
-    """Yield the pixels of the images that can be read, and add their items to `kept`."""
+    items: Iterator[Item], advance: Callable[[int], None]
+) -> Iterator[tuple[Item, np.ndarray | str]]:
+    """Yield each item with its pixels, or with the reason why it cannot be read."""
 
     def read(item: Item) -> tuple[Item, np.ndarray | str]:
         if item.frame is not None:
@@ -160,9 +174,5 @@ def readable(
                 wanted = min(max(_AHEAD_BYTES // image.nbytes, 1), _AHEAD)
             more = itertools.islice(items, max(wanted - len(ahead), 0))
             ahead += [pool.submit(read, later) for later in more]
-            if isinstance(image, str):
-                unreadable.append((item.path, image))
-            else:
-                kept.append(item)
-                yield image
+            yield item, image
             advance(1)

@@ -1,7 +1,6 @@
 """Predict on images, folders and videos, and write pictures and COCO files."""
 
 import contextlib
-import functools
 import json
 import logging
 import shutil
@@ -15,16 +14,18 @@ import cv2
 import msgspec
 import numpy as np
 import pycocotools.mask as mask_util
+from detectron2.utils import comm
 from PIL import Image
 
 from d2ext.errors import UserError
 from d2ext.files import atomic_write, write_json
+from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.predict.annotations import Annotations
-from d2ext.predict.predictor import Prediction, Predictor
+from d2ext.predict.outcomes import Outcome, PictureWriter, outcomes_of
+from d2ext.predict.predictor import Prediction, Predictor, coco_results
 from d2ext.predict.rank import FILES as RANK_FILES
 from d2ext.predict.rank import Ranking
-from d2ext.predict.sources import VIDEOS, Item, find_inputs, readable, sources_of
-from d2ext.terminal import progress
+from d2ext.predict.sources import Item, find_inputs, is_video
 from d2ext.visualize.cutouts import color_splash, cutout, label_image
 from d2ext.visualize.overlay import draw_instances, draw_segmentation
 
@@ -34,6 +35,8 @@ _INFO = {"description": "d2ext predict"}  # marks images.json, and so the folder
 _LONGEST = 4096  # pixels of the longer side of an overlay, which viewers open quickly
 _MAX_SHOWN = 10  # unreadable files to list
 _TABLES = ("detections.csv", "counts.csv")
+_FILES = ("predictions.json", *_TABLES, *RANK_FILES)
+RANKS = ".ranks"  # folder in the output folder in which several processes exchange outcomes
 # Every OpenCV build writes VP8 in WebM and browsers play it; there is no encoder for H.264.
 _CODEC, _SUFFIX = "VP80", ".webm"
 
@@ -61,6 +64,8 @@ def predict_files(
     `output_name` of an image is the name of its pictures without suffix. Only a few images are in
     memory at a time.
 
+    If several ranks call this, they share the inputs, and write the same files as a single one.
+
     Args:
         predictor: Predictor of the model.
         inputs: Image files, videos, and folders, which are searched recursively.
@@ -77,7 +82,8 @@ def predict_files(
             `uncertainty`. If no image can be read, they are not written.
 
     Returns:
-        The exit status: 0, or 1 if a file could not be read (completely), which is logged.
+        The exit status: 0, or 1 if a file could not be read (completely), which is logged. It is 0
+        on ranks other than the first one.
 
     Raises:
         UserError: There is no input, the output folder holds other files, or a file cannot be
@@ -85,7 +91,7 @@ def predict_files(
             segmentation, annotations of the format exist, or two images would share a label file.
     """
     others: list[tuple[Path, str]] = []
-    files = find_inputs(inputs, output, others)
+    files = broadcast_from_rank0(lambda: find_inputs(inputs, output, others))
     if annotations or rank:
         _check_no_videos(files)
     labels = None
@@ -98,24 +104,28 @@ def predict_files(
         "annotations": [],
         "categories": categories,
     }
+    broadcast_from_rank0(lambda: _clear(output, index))
+    pictures: list[PictureWriter] = []
+    if overlays:
+        pictures.append(_Pictures(output / "overlays", _Overlay(predictor.metadata)))
+    if splash:
+        splashed = _Pictures(output / "splash", lambda p: color_splash(p.image, p.objects))
+        pictures.append(splashed)
+    if cutouts:
+        pictures.append(_Cutouts(output / "cutouts", predictor.classes))
+    if masks:
+        pictures.append(_Masks(output / "masks"))
+    outcomes = outcomes_of(predictor, files, batch_size, pictures, output / RANKS)
+    if not comm.is_main_process():
+        list(outcomes)  # empty, because rank 0 gets those of all ranks
+        return 0
     images = index["images"]
-    _clear(output)
-    write_json(output / "images.json", index)  # marks the folder as ours
     unreadable: list[tuple[Path, str]] = []
     counts = Counter()
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(atomic_write(output / "predictions.json", "wb"))
         rows = _Rows(results)
         writers: list[Any] = []
-        if overlays:
-            writers.append(_Pictures(output / "overlays", _Overlay(predictor.metadata)))
-        if splash:
-            splashed = _Pictures(output / "splash", lambda p: color_splash(p.image, p.objects))
-            writers.append(splashed)
-        if cutouts:
-            writers.append(_Cutouts(output / "cutouts", predictor.classes))
-        if masks:
-            writers.append(_Masks(output / "masks"))
         if csv:
             files_of = (stack.enter_context(atomic_write(output / name)) for name in _TABLES)
             writers.append(_Tables(*files_of, predictor.classes))
@@ -124,31 +134,27 @@ def predict_files(
         ranking = Ranking()
         if rank:
             writers.append(ranking)
-        for source in sources_of(files, unreadable):
-            kept: list[Item] = []
-            with progress(source.name, source.total) as advance:
-                pixels = readable(source.items, kept, unreadable, advance)
-                skip = functools.partial(_skip_last, kept, unreadable)
-                for prediction in predictor.predict(pixels, batch_size, skip):
-                    item = kept.pop(0)
-                    if annotations or rank:
-                        _check_has_objects(prediction)
-                    height, width = prediction.image.shape[:2]
-                    images.append(
-                        {
-                            "id": len(images) + 1,
-                            "file_name": item.file_name,
-                            "output_name": _name(item),
-                            "width": width,
-                            "height": height,
-                        }
-                    )
-                    rows.write(prediction.to_coco(len(images)))
-                    counts.update(o["category_id"] for o in prediction.objects)
-                    for writer in writers:
-                        writer.write(item, prediction, source.rate)
-                for writer in writers:
-                    writer.end_video()
+        for outcome in outcomes:
+            item = outcome.item
+            if outcome.problem:
+                unreadable.append((item.path, outcome.problem))
+                continue
+            if annotations or rank:
+                _check_has_objects(outcome)
+            height, width = outcome.size
+            images.append(
+                {
+                    "id": len(images) + 1,
+                    "file_name": item.file_name,
+                    "output_name": item.output_name,
+                    "width": width,
+                    "height": height,
+                }
+            )
+            rows.write(coco_results(outcome.objects, len(images)))
+            counts.update(o["category_id"] for o in outcome.objects)
+            for writer in writers:
+                writer.write(outcome)
         rows.end()
     skipped = [*unreadable, *others]
     index["skipped"] = [{"file_name": str(path), "reason": why} for path, why in skipped]
@@ -172,44 +178,48 @@ def predict_files(
     return int(bool(unreadable))
 
 
-def _skip_last(kept: list[Item], unreadable: list[tuple[Path, str]], error: UserError) -> None:
-    """Move the item that was read last to those that cannot be read."""
-    unreadable.append((kept.pop().path, f"cannot be read and is skipped: {error}"))
-
-
 def _check_no_videos(files: Iterable[Item]) -> None:
     for item in files:
-        if item.path.suffix.lower() in VIDEOS:
+        if is_video(item):
             raise UserError(
                 f"{item.path} is a video, but --annotations and --rank are for photos; remove it,"
                 f" or give its frames as photos (ffmpeg -i {item.path.name} frames/%06d.jpg)"
             )
 
 
-def _check_has_objects(prediction: Prediction) -> None:
-    if prediction.all_scores is None:
+def _check_has_objects(outcome: Outcome) -> None:
+    if outcome.all_scores is None:
         raise UserError(
             "the model returns only a segmentation, but --annotations and --rank need objects; use"
             " a model that detects objects, or omit both"
         )
 
 
-def _clear(output: Path) -> None:
-    """Create the output folder, or remove earlier predictions from it."""
+def _clear(output: Path, index: dict[str, Any]) -> None:
+    """Create the output folder, or remove earlier predictions from it, and mark it as ours."""
     with _writing(output / "images.json"):
-        if not any(output.iterdir()):
-            return
-        if not _is_ours(output / "images.json"):
-            raise UserError(
-                f"--output {output} is not empty and does not hold earlier predictions; choose"
-                " another --output"
-            )
-        logger.info("Replacing the earlier predictions in %s", output)
-        for name in ("predictions.json", *_TABLES, *RANK_FILES):
-            (output / name).unlink(missing_ok=True)
-        for folder in ("overlays", "cutouts", "masks", "splash"):
-            if (output / folder).exists():
-                shutil.rmtree(output / folder)
+        if any(output.iterdir()):
+            if not _is_ours(output / "images.json"):
+                raise UserError(
+                    f"--output {output} is not empty and does not hold earlier predictions; choose"
+                    " another --output"
+                )
+            logger.info("Replacing the earlier predictions in %s", output)
+            remove_leftovers(output)
+            for name in _FILES:
+                (output / name).unlink(missing_ok=True)
+            for folder in ("overlays", "cutouts", "masks", "splash"):
+                if (output / folder).exists():
+                    shutil.rmtree(output / folder)
+    write_json(output / "images.json", index)
+
+
+def remove_leftovers(output: Path) -> None:
+    """Delete the temporary files of processes that were killed, and those of the ranks."""
+    shutil.rmtree(output / RANKS, ignore_errors=True)
+    for name in (*_FILES, "images.json"):
+        for path in output.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _is_ours(index: Path) -> bool:
@@ -316,7 +326,7 @@ class _Cutouts:
     def write(self, item: Item, prediction: Prediction, rate: float) -> None:
         for k, instance in enumerate(prediction.objects):
             label = self._classes[instance["category_id"]].replace("/", "_")
-            file = self._folder / f"{_name(item)}_{k}_{label}.png"
+            file = self._folder / f"{item.output_name}_{k}_{label}.png"
             with _writing(file):
                 Image.fromarray(cutout(prediction.image, instance)).save(file)
 
@@ -331,7 +341,7 @@ class _Masks:
         self._folder = folder
 
     def write(self, item: Item, prediction: Prediction, rate: float) -> None:
-        file = self._folder / f"{_name(item)}.png"
+        file = self._folder / f"{item.output_name}.png"
         with _writing(file):
             Image.fromarray(label_image(prediction.image, prediction.objects)).save(file)
 
@@ -350,9 +360,9 @@ class _Tables:
         self._detections.writerow(("file_name", "output_name", *columns))
         self._counts.writerow(("file_name", "output_name", "objects", *classes))
 
-    def write(self, item: Item, prediction: Prediction, rate: float) -> None:
-        names = item.file_name, _name(item)
-        for k, o in enumerate(prediction.objects, start=1):
+    def write(self, outcome: Outcome) -> None:
+        names = outcome.item.file_name, outcome.item.output_name
+        for k, o in enumerate(outcome.objects, start=1):
             width, height = o["bbox"][2:]
             area = mask_util.area(o["segmentation"]) if "segmentation" in o else width * height
             name = self._classes[o["category_id"]]
@@ -360,16 +370,6 @@ class _Tables:
             self._detections.writerow(
                 (*names, k, name, round(o["score"], 4), *box, round(float(area), 2))
             )
-        by_class = Counter(o["category_id"] for o in prediction.objects)
+        by_class = Counter(o["category_id"] for o in outcome.objects)
         numbers = (by_class[i] for i in range(len(self._classes)))
-        self._counts.writerow((*names, len(prediction.objects), *numbers))
-
-    def end_video(self) -> None:
-        pass
-
-
-def _name(item: Item) -> str:
-    """Return the name of an image's pictures; those of a frame are in a folder of its video."""
-    if item.frame is None:
-        return item.name
-    return f"{item.name}/{item.file_name.rpartition('#')[2]}"
+        self._counts.writerow((*names, len(outcome.objects), *numbers))

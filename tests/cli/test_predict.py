@@ -191,7 +191,7 @@ def test_skipped_files_are_reported(predict, photos, tmp_path):
 
 @pytest.mark.parametrize("more", [(), ("--batch-size", "2"), ("--options", "+data.tiles=5000")])
 def test_photos_too_narrow_to_be_resized_are_skipped(predict, photos, tmp_path, more):
-    """The others keep their ids and predictions, also in the same batch."""
+    """The others keep their ids and, up to last digits in another batch, their predictions."""
     seen = []
     for _ in range(2):
         done = predict(photos, "--no-overlays", *more)
@@ -200,7 +200,10 @@ def test_photos_too_narrow_to_be_resized_are_skipped(predict, photos, tmp_path, 
         Image.new("RGB", (5000, 1)).save(photos / "aa.png")
     assert done.status == 1 and "aa.png cannot be read and is skipped: an image of" in done.stdout
     (before, expected), (index, rows) = seen
-    assert index["images"] == before["images"] and rows == expected
+    assert index["images"] == before["images"] and len(rows) == len(expected)
+    for row, same in zip(rows, expected, strict=True):
+        assert row["image_id"] == same["image_id"]
+        assert row["bbox"] == pytest.approx(same["bbox"], abs=1e-3)
     assert {row["image_id"] for row in rows} == {1, 2, 3}
     assert [Path(s["file_name"]).name for s in index["skipped"]] == ["aa.png", "broken.jpg"]
 
@@ -254,6 +257,16 @@ def test_invalid_arguments_are_one_line_errors(predict, trained, photos, run_too
     flags = ["--config-file", trained / "config.yaml", "--weights", "best"]
     done = run_tool("predict", photos, *flags)
     assert done.status == 2 and "model_best.pth" in done.stderr
+
+
+def test_the_number_of_processes_is_checked(predict, photos, tmp_path, monkeypatch):
+    """As in a training, a GPU is needed for each of them, unless they run on the CPU."""
+    done = predict(photos, "--num-gpus", "0")
+    assert done.status == 2 and "--num-gpus and --num-machines must be at least 1" in done.stderr
+    monkeypatch.setenv("D2EXT_PLAN_GPUS", "1")
+    done = predict(photos, "--num-gpus", "2", "--options", "train.device=cuda")
+    assert done.status == 2 and "--num-gpus 2 is more than this machine has" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_earlier_predictions_are_replaced(predict, photos, tmp_path):

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from d2ext.launch.topology import free_port
+from tests.cli.test_predict import film
 from tests.conftest import LITE0, REPO, SCRIPT
 
 TOOL = [str(REPO / "tools/train_net.py"), "--config-file", str(REPO / LITE0)]
@@ -581,3 +583,98 @@ def test_a_user_error_in_a_script_ends_all_ranks(start, small, script, tmp_path)
     errors = [line for line in output.splitlines() if line.startswith("error: rank ")]
     assert status == 1 and errors and all("absent.pth" in line for line in errors), output
     assert output.count("Traceback") == 1  # torchrun's own
+
+
+PREDICT = [str(REPO / "tools/predict.py"), "--weights", "last", "--score-threshold", "0"]
+# A mapper that does something on rank 1 only; others wait for the predictions of that rank.
+_ODD = """
+import os, time
+from detectron2.utils import comm
+class Odd:
+    def __init__(self, **arguments):
+        self.mapper = detectron2.data.DatasetMapper(**arguments)
+    def __call__(self, record):
+        if comm.get_rank() == 1:
+            {}
+        return self.mapper(record)
+"""
+
+
+def _files(folder):
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.mark.slow
+def test_two_processes_predict_the_same_files_as_one(start, trained, tiny_root, tmp_path):
+    """They share photos, of which two are damaged, and videos; then there is only one photo."""
+    photos = shutil.copytree(tiny_root / "balloon" / "train", tmp_path / "photos")
+    (photos / "via_region_data.json").unlink()
+    first, *_, last = sorted(photos.iterdir())
+    last.write_bytes(last.read_bytes()[:900])
+    Image.new("RGB", (5000, 1)).save(photos / "narrow.png")
+    films = [film(tmp_path / f"{k}.mp4", first, frames=3) for k in range(2)]
+    config = ["--config-file", trained / "config.yaml"]
+    everything = [*config, photos, "--batch-size", 2, "--masks", "--splash", "--cutouts"]
+    flags = {
+        "films": [*everything, *films, "--csv"],
+        "photos": [*everything, "--annotations", "coco", "--rank", "uncertain"],
+        "photo": [*config, first],
+    }
+    for name, given in flags.items():
+        outputs = []
+        for processes in (1, 2):
+            out = tmp_path / name / str(processes)
+            process = start(*given, "--output", out, "--num-gpus", processes, tool=PREDICT)
+            output, status = _end(process)
+            assert status == (0 if name == "photo" else 1), output
+            outputs.append((_files(out), [x for x in output.splitlines() if "cannot be read" in x]))
+        (one, skipped), (two, skipped_by_two) = outputs
+        assert skipped_by_two == skipped and len(skipped) == (0 if name == "photo" else 2)
+        assert two.keys() == one.keys() and "predictions.json" in one
+        assert [file for file in one if one[file] != two[file]] == []
+        assert b'"score"' in one["predictions.json"]
+
+
+@pytest.fixture
+def odd(start, trained, tiny_root, tmp_path):
+    """Start a prediction by two processes, with a mapper that does something on rank 1."""
+
+    def run(code):
+        (tmp_path / "odd.py").write_text("import detectron2.data" + _ODD.format(code))
+        config = ["--config-file", trained / "config.yaml", "--output", tmp_path / "out"]
+        config += [tiny_root / "balloon" / "train", "--num-gpus", 2]
+        mapper = ["--options", "dataloader.val.mapper._target_=odd.Odd"]
+        return start(*config, *mapper, env={"PYTHONPATH": str(tmp_path)}, tool=PREDICT)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "status", "words"),
+    [
+        ("os.kill(os.getpid(), 9)", 1, "was killed by SIGKILL (out of memory?)"),
+        ("raise ValueError('odd photo')", 2, "ValueError: odd photo"),
+    ],
+)
+def test_a_process_that_fails_ends_the_prediction(odd, tmp_path, code, status, words):
+    output, ended = _end(odd(code))
+    last = output.strip().splitlines()[-1]
+    assert ended == status and "Traceback" not in output, output
+    assert last.startswith(f"error: rank 1 on {socket.gethostname()}: ") and words in last
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"images.json", "overlays"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_prediction_by_several_processes(odd, tmp_path):
+    process = odd("open('waits', 'w').close(); time.sleep(600)")
+    deadline = time.time() + 120
+    while not (tmp_path / "waits").exists() and time.time() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, status = _end(process, seconds=60)
+    assert status == 130 and output.strip().splitlines()[-1].startswith("interrupted"), output
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left <= {"images.json", "overlays"}, left
