@@ -429,6 +429,7 @@ def test_the_worked_examples_of_scaling():
 
 # Commands that are not run as on the page: why, and the test that runs them or a smaller version.
 _SEVERAL = "tests/cli/test_several_processes.py"
+_PREDICTED = f"{_SEVERAL}::test_two_processes_predict_the_same_files_as_one"
 _PACKAGES = "installs packages", "tests/test_docs.py::test_the_commands_that_make_an_environment"
 _CHECKED = "tests/cli/test_prepare_data.py::test_coco_and_cityscapes_are_checked_without_torch"
 _DOWNLOADED = "tests/data/prepare/test_balloon.py::test_download_is_unpacked_and_checked"
@@ -508,6 +509,8 @@ ELSEWHERE = {
     ),
     "d2ext prepare cityscapes": ("needs photos that require an account", _CHECKED),
     f"d2ext prepare --weights {RECIPE}": ("needs the network", _FETCHED),
+    "d2ext predict X photos --num-gpus 8": ("needs 8 GPUs", _PREDICTED),
+    "d2ext predict work_dirs/mine photos --num-gpus 2": ("starts processes", _PREDICTED),
     "torchrun --nproc-per-node 8 d2ext train X": (
         "needs 8 GPUs",
         f"{_SEVERAL}::test_torchrun_starts_a_training",

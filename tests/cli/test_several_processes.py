@@ -618,22 +618,25 @@ def test_two_processes_predict_the_same_files_as_one(start, trained, tiny_root, 
     everything = [*config, photos, "--batch-size", 2, "--masks", "--splash", "--cutouts"]
     flags = {
         "films": [*everything, *films, "--csv"],
-        "photos": [*everything, "--annotations", "coco", "--rank", "uncertain"],
-        "photo": [*config, first],
+        "annotated": [*everything, "--annotations", "coco", "--rank", "uncertain"],
+        "photo": [*config, first, "--no-overlays"],
     }
     for name, given in flags.items():
-        outputs = []
-        for processes in (1, 2):
-            out = tmp_path / name / str(processes)
-            process = start(*given, "--output", out, "--num-gpus", processes, tool=PREDICT)
+        folders = [tmp_path / f"{name}_by_{processes}" for processes in (1, 2)]
+        started = [
+            start(*given, "--output", out, "--num-gpus", processes, tool=PREDICT)
+            for processes, out in enumerate(folders, start=1)
+        ]
+        skipped = []
+        for process in started:
             output, status = _end(process)
             assert status == (0 if name == "photo" else 1), output
-            outputs.append((_files(out), [x for x in output.splitlines() if "cannot be read" in x]))
-        (one, skipped), (two, skipped_by_two) = outputs
-        assert skipped_by_two == skipped and len(skipped) == (0 if name == "photo" else 2)
-        assert two.keys() == one.keys() and "predictions.json" in one
-        assert [file for file in one if one[file] != two[file]] == []
-        assert b'"score"' in one["predictions.json"]
+            skipped.append([line for line in output.splitlines() if "cannot be read" in line])
+        assert skipped[0] == skipped[1] and len(skipped[0]) == (0 if name == "photo" else 2)
+        one, two = map(_files, folders)
+        assert two.keys() == one.keys() and b'"score"' in one["predictions.json"]
+        # FFmpeg gives each WebM file random ids.
+        assert not [x for x in one if one[x] != two[x] and not x.endswith(".webm")]
 
 
 @pytest.fixture
