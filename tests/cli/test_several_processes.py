@@ -667,7 +667,7 @@ def test_a_process_that_fails_ends_the_prediction(odd, tmp_path, code, status, w
     assert ended == status and "Traceback" not in output, output
     assert last.startswith(f"error: rank 1 on {socket.gethostname()}: ") and words in last
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"images.json", "overlays"}
+    assert left <= {"images.json", "overlays"}, left
 
 
 @pytest.mark.slow
