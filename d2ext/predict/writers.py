@@ -36,7 +36,7 @@ _LONGEST = 4096  # pixels of the longer side of an overlay, which viewers open q
 _MAX_SHOWN = 10  # unreadable files to list
 _TABLES = ("detections.csv", "counts.csv")
 _FILES = ("predictions.json", *_TABLES, *RANK_FILES)
-RANKS = ".ranks"  # folder in the output folder in which several processes exchange outcomes
+RANKS = ".d2ext_ranks"  # folder in the output folder in which several processes exchange outcomes
 # Every OpenCV build writes VP8 in WebM and browsers play it; there is no encoder for H.264.
 _CODEC, _SUFFIX = "VP80", ".webm"
 
