@@ -71,7 +71,10 @@ def _draws(text: str) -> int:
 
 
 def take_config(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, words: Sequence[str]
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    words: Sequence[str],
+    name: str = "CONFIG",
 ) -> list[str]:
     """Set `args.config_file` to the config's path and return the other positional arguments.
 
@@ -79,6 +82,7 @@ def take_config(
         parser: Parser of the command.
         args: Arguments parsed so far.
         words: Positional arguments; without `--config-file`, the first is the config.
+        name: Name of the config in the parser's usage.
 
     Raises:
         UserError: The config does not exist.
@@ -89,7 +93,7 @@ def take_config(
     if args.config_file is None and words and ("=" not in words[0] or os.path.exists(words[0])):
         args.config_file = words.pop(0)
     if not args.config_file:
-        parser.error("the following arguments are required: CONFIG")
+        parser.error(f"the following arguments are required: {name}")
     if words and words[0].endswith((".py", ".yaml")) and "=" not in words[0]:
         parser.error(f"two configs: {args.config_file} and {words[0]}")
     args.config_file = find_config(args.config_file)

@@ -35,7 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     photos = "verify with these photos, or folders of photos, instead of the validation set"
     add("--images", nargs="+", type=Path, default=[], metavar="PHOTOS", help=photos)
     args = parser.parse_intermixed_args(argv)
-    args.options = take_config(parser, args, args.words)
+    args.options = take_config(parser, args, args.words, "RUN")
     if args.output and args.output.suffix != ".onnx":
         parser.error(f"--output {args.output} does not end with .onnx")
     return args

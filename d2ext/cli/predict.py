@@ -72,7 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     args.onnx = _take_onnx(parser, args)
     if not args.onnx:
-        args.inputs = take_config(parser, args, args.inputs)
+        args.inputs = take_config(parser, args, args.inputs, "RUN")
     if not args.inputs:
         parser.error("the following arguments are required: INPUT")
     return args

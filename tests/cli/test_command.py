@@ -159,6 +159,7 @@ def test_the_config_is_found_among_the_flags_of_other_commands():
         (["submit", "--resume", "a=b"], "arguments are required: CONFIG"),
         (["predict", CUSTOM], "arguments are required: INPUT"),
         (["browse", "--html"], "arguments are required: CONFIG"),
+        (["predict"], "arguments are required: RUN"),
         (["print-config", CUSTOM, "--diff", "x.py"], "error: the config file x.py does not exist"),
         (["recipes", "zzz"], "error: no recipe has 'zzz' in its name or description"),
         (["copy", "zzz", "mine.py"], "error: there is no recipe 'zzz'; `d2ext recipes` lists them"),
