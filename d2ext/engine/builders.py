@@ -25,6 +25,7 @@ from d2ext.config.schedule import Schedule
 from d2ext.engine.techniques import freeze, use_channels_last, use_cpu_sync_bn, with_sync_bn
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import Suite
+from d2ext.heap import reuse_freed_memory
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.modeling.deterministic_roi_align import DeterministicROIAlign
@@ -58,6 +59,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     freeze(model, options.freeze)
     if options.fast_layers and on_cpu:
         use_fast_layers(model)
+        reuse_freed_memory()
     if options.deterministic and not on_cpu:
         use_embedding_bag_roi_align(model, DeterministicROIAlign)
     model = model.to(plan.device)

@@ -1,15 +1,15 @@
 """Encode predicted masks as run lengths without creating masks of the image's size.
 
 Detectron2 pastes each 28 x 28 mask into an array of the image's size and encodes that. Here the
-mask is pasted into the pixels around its box, and the runs are counted there: the counts are the
+mask is resized to the pixels around its box, and the runs are counted there: the counts are the
 same, but memory and time do not grow with the image.
 """
 
 import numpy as np
 import pycocotools.mask
+import torch
 from torch import Tensor
-
-from d2ext._compat import paste_mask
+from torch.nn import functional as F
 
 _THRESHOLD = 0.5  # detector_postprocess's
 
@@ -25,25 +25,37 @@ def encoded_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> list
     """
     if not len(masks):
         return []
+    corners = boxes.numpy().astype(np.float32)
+    # A pixel more on each side, for the borders of masks that reach the edge of their box.
+    start = np.maximum(np.floor(corners[:, :2]) - 1, 0).astype(int)
+    end = np.minimum(np.ceil(corners[:, 2:]) + 1, (width, height)).astype(int)
     counts = []
-    for i in range(len(masks)):
-        pasted, (rows, columns) = paste_mask(masks[i : i + 1], boxes[i : i + 1], height, width)
-        counts.append(_counts((pasted[0] >= _THRESHOLD).numpy(), rows, columns, height, width))
+    for i, ((x0, y0, x1, y1), (left, top), (right, bottom)) in enumerate(
+        zip(corners, start, end, strict=True)
+    ):
+        # Centers of the pixels, relative to the box, from -1 to 1. Tiny operations on arrays are
+        # faster in numpy than in torch.
+        grid = np.empty((1, bottom - top, right - left, 2), np.float32)
+        grid[..., 0] = (np.arange(left, right, dtype=np.float32) + 0.5 - x0) / (x1 - x0) * 2 - 1
+        y = (np.arange(top, bottom, dtype=np.float32) + 0.5 - y0) / (y1 - y0) * 2 - 1
+        grid[..., 1] = y[:, None]
+        resized = F.grid_sample(masks[i : i + 1], torch.from_numpy(grid), align_corners=False)
+        counts.append(_counts(resized[0, 0].numpy() >= _THRESHOLD, top, left, height, width))
     encoded = pycocotools.mask.frPyObjects(
         [{"size": [height, width], "counts": c} for c in counts], height, width
     )
     return [{"size": e["size"], "counts": e["counts"].decode("ascii")} for e in encoded]
 
 
-def _counts(crop: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> list[int]:
+def _counts(crop: np.ndarray, top: int, left: int, height: int, width: int) -> list[int]:
     """Return the column-wise run lengths of an image that is empty except for a crop."""
-    top, left, tall = int(rows.start), int(columns.start), len(crop)
-    if tall < height:  # an empty row, so that runs end at the end of their column
-        crop = np.pad(crop, ((0, 1), (0, 0)))
-    down = np.pad(crop.T.ravel(), 1)  # so that the first run has a start and the last one an end
+    tall, wide = crop.shape
+    tall += tall < height  # an empty row, so that runs end at the end of their column
+    down = np.zeros(wide * tall + 2, bool)  # so that the first run has a start and the last an end
+    down[1:-1].reshape(wide, tall)[:, : len(crop)] = crop.T
     changes = np.flatnonzero(down[1:] != down[:-1])
     starts, lengths = changes[::2], changes[1::2] - changes[::2]
-    column, row = np.divmod(starts, len(crop))
+    column, row = np.divmod(starts, tall)
     starts = (left + column) * height + top + row
     ends = starts + lengths
     # Alternating runs of background and mask, background first, without a last run of length 0.

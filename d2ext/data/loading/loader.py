@@ -43,6 +43,7 @@ from d2ext.data.records.records import Records, View, columns_of
 from d2ext.data.tiles.records import Tiles
 from d2ext.errors import UserError, format_exception
 from d2ext.guard import die_with_parent
+from d2ext.heap import return_freed_memory
 from d2ext.limits import SHARED_MEMORY, check_open_files, exhausted, raise_open_files
 from d2ext.waiting import waiting_for
 
@@ -354,6 +355,7 @@ class Loader:
         if not self._loader.num_workers:
             return iter(self._loader)
         raise_open_files()
+        return_freed_memory()  # which the workers would inherit
         # If the start fails halfway, torch keeps the files open, and the functions that run at exit
         # cannot open any. Each worker needs four; the results and a worker's start need two each.
         check_open_files(4 * self._loader.num_workers + 4)
