@@ -46,25 +46,6 @@ def set_size_divisibility(backbone: Any, multiple: int) -> bool:
     return own is not None
 
 
-def paste_mask(mask: Any, box: Any, height: int, width: int) -> tuple[Any, tuple[slice, slice]]:
-    """Resize a mask to its box; return it with the rows and columns that it covers.
-
-    The public function, `paste_masks_in_image`, creates an array of the image's size for each mask.
-
-    Args:
-        mask: (1, 1, M, M) probabilities.
-        box: (1, 4) x0, y0, x1, y1 in pixels of the image.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-
-    Returns:
-        Probabilities (1, h, w), and the slices of the image's rows and columns.
-    """
-    from detectron2.layers.mask_ops import _do_paste_mask
-
-    return _do_paste_mask(mask, box, height, width)
-
-
 def gloo_group() -> Any:
     """Return Detectron2's process group for CPU values, which `comm.gather` uses."""
     from detectron2.utils import comm

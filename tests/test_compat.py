@@ -17,7 +17,7 @@ import submitit
 import torch
 import torch.distributed as dist
 from detectron2.config import LazyConfig
-from detectron2.layers import ShapeSpec, paste_masks_in_image
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN
 from detectron2.modeling.backbone import Backbone
 from detectron2.utils import comm
@@ -34,7 +34,6 @@ from tests.conftest import checkout_env
     ("module", "name"),
     [
         ("atexit", "_run_exitfuncs"),
-        ("detectron2.layers.mask_ops", "_do_paste_mask"),
         ("detectron2.utils.comm", "_get_global_gloo_group"),
         ("multiprocessing.queues", "Queue._on_queue_feeder_error"),
         ("omegaconf", "DictConfig._get_node"),
@@ -86,17 +85,6 @@ def test_set_size_divisibility_changes_only_an_fpn():
     assert fpn.size_divisibility == math.lcm(8, 12)
     assert not _compat.set_size_divisibility(_Bottom(), 12)
     assert not _compat.set_size_divisibility(None, 12)
-
-
-def test_paste_mask_returns_a_crop():
-    """The result is a crop of the image that `paste_masks_in_image` creates."""
-    mask, box = torch.rand(1, 1, 28, 28), torch.tensor([[10.3, 4.0, 31.0, 17.5]])
-    whole = paste_masks_in_image(mask[:, 0], box, (40, 50), threshold=0.5)[0]
-    crop, (rows, columns) = _compat.paste_mask(mask, box, 40, 50)
-    assert crop.shape[1:] < whole.shape and whole.any()
-    rest = whole.clone()
-    rest[rows, columns] = False
-    assert torch.equal(whole[rows, columns], crop[0] >= 0.5) and not rest.any()
 
 
 def test_the_timeout_of_the_gloo_group_can_be_changed(tmp_path):

@@ -29,8 +29,8 @@ FLOORS = [
     ["cli"],
 ]
 COMMON = {
-    *("_compat", "environment", "errors", "files", "guard", "html", "invocation", "limits"),
-    *("plain_pickle", "terminal", "text", "waiting"),
+    *("_compat", "environment", "errors", "files", "guard", "heap", "html", "invocation"),
+    *("limits", "plain_pickle", "terminal", "text", "waiting"),
 }
 
 

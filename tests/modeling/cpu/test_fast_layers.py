@@ -14,6 +14,7 @@ from torch import nn
 
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.modeling.cpu.folded_norm import fold_norms
+from d2ext.modeling.cpu.onednn import use_onednn
 from d2ext.modeling.cpu.relu6 import save_relu6_output
 from d2ext.modeling.cpu.sampled_rpn import SampledRPN
 from d2ext.modeling.roi_align import BagROIAlign
@@ -163,3 +164,42 @@ def test_uneven_padding_without_a_copy(size, kernel, stride, dilation):
     weight = torch.rand_like(expected)
     of_made, of_expected = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (made, expected))
     torch.testing.assert_close(of_made, of_expected)
+
+
+@pytest.mark.parametrize("shape", [(64, 512), (3, 5, 512), (2, 512), (0, 512)])
+def test_linear_layers_are_unchanged(shape):
+    """Outputs and gradients match torch's for large, small and empty batches of any dimension."""
+    plain = nn.Linear(512, 24)
+    changed = copy.deepcopy(plain)
+    use_onednn(changed)
+    inputs = torch.rand(shape)
+    made = []
+    for layer in (plain, changed):
+        x = inputs.clone().requires_grad_()
+        y = layer(x)
+        (y * torch.arange(24.0)).sum().backward()
+        made.append((y.detach(), x.grad, layer.weight.grad, layer.bias.grad))
+    torch.testing.assert_close(made[1], made[0], rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_of_one_pixel_are_unchanged():
+    net = nn.Sequential(nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1, stride=2), nn.Conv2d(8, 8, 3))
+    changed = copy.deepcopy(net)
+    use_onednn(changed)
+    x = torch.rand(1, 8, 60, 60).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(changed(x), net(x), rtol=1e-4, atol=1e-5)
+    assert list(changed.state_dict()) == list(net.state_dict())
+
+
+def test_one_thread_leaves_convolutions_of_one_pixel_to_onednn():
+    conv = nn.Conv2d(8, 16, 1)
+    use_onednn(conv)
+    x = torch.rand(1, 8, 60, 60)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.profiler.profile() as profile, torch.no_grad():
+            conv(x)
+    finally:
+        torch.set_num_threads(threads)
+    assert "aten::mkldnn_convolution" in {event.name for event in profile.events()}

@@ -1,0 +1,179 @@
+"""Profile training steps and inferences of d2ext and of Detectron2, by kind of operation.
+
+    python benchmarks/profile_step.py [--only step_r50 ...] [--threads 2] [--options data.root=...]
+
+A step is forward pass, backward pass and optimizer on the first batch of a recipe, as in
+training.py; an inference is the model on a photo, and the encoding of its masks, as in
+inference.py. Loading is not included. Each side has its own process. The times are those of the
+operations themselves in torch's profiler, the smallest of some rounds. Convolutions and linear
+layers are the floor: the time of a step in which everything else were free.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import ORIGINALS, ROOT, machine
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils.events import EventStorage
+from inference import FIGURES as INFERENCES
+from inference import R50, train
+from training import FIGURES as STEPS
+from weights import save_calibrated
+
+from d2ext.checkpoint.weights.initial import load_weights, local_weights
+from d2ext.config.load import load_config
+from d2ext.data.datasets.register import register_datasets
+from d2ext.data.loading.sample_errors import seed_torch
+from d2ext.engine.builders import build_model, build_optimizer
+from d2ext.evaluation.predictions import detections_of, outputs_of
+from d2ext.preflight.plan import plan_run
+
+NAMES = ("step_r50", "step_lite0", "inference_r50", "inference_lite0")
+ROUNDS = 4
+FLOOR = "convolutions, linear layers"
+# The first row with a part of the operation's name counts.
+KINDS = {
+    FLOOR: ("convolution", "addmm", "::mm", "::bmm"),
+    "RoIAlign": ("roi_align", "embedding_bag"),
+    "NMS, sorting": ("nms", "sort", "topk"),
+    "optimizer": ("Optimizer", "_fused_", "_foreach_"),
+    "copies, indexing": ("copy", "clone", "::cat", "index", "fill_", "zero_", "pad", "nonzero"),
+    "activations, sums, other": ("",),
+}
+
+
+def profile(name: str, is_ours: bool, threads: int, options: Sequence[str], weights: str) -> dict:
+    """Return the milliseconds of each kind of operation, and of the whole, on one side."""
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore")
+    config = STEPS[name].config if name in STEPS else INFERENCES[name]
+    cfg = load_config(str(ROOT / config), options)
+    register_datasets(cfg.datasets)
+    torch.manual_seed(0)
+    plan = plan_run(cfg, "training", eval_only=name in INFERENCES, weights=weights or None)
+    model = build_model(cfg, plan) if is_ours else instantiate(cfg.model)
+    load_weights(model, local_weights(weights or cfg.train.init_checkpoint))
+    run = (_step if name in STEPS else _inference)(cfg, model, is_ours)
+    run(), run()
+    whole, system, kinds = [], [], []
+    for _ in range(ROUNDS):
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_stime
+        run()
+        whole.append(time.perf_counter() - start)
+        system.append(resource.getrusage(resource.RUSAGE_SELF).ru_stime - before)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            run()
+        spent = dict.fromkeys(KINDS, 0.0)
+        for event in profiler.key_averages():
+            kind = next(k for k, parts in KINDS.items() if any(p in event.key for p in parts))
+            spent[kind] += event.self_cpu_time_total / 1e6
+        kinds.append(spent)
+    rows = {kind: 1000 * min(spent[kind] for spent in kinds) for kind in KINDS}
+    total = 1000 * min(whole)
+    return {
+        **rows,
+        "Python": max(total - sum(rows.values()), 0),
+        "**all**": total,
+        "system time in all": 1000 * min(system),
+    }
+
+
+def _step(cfg: Any, model: torch.nn.Module, is_ours: bool) -> Callable[[], object]:
+    if is_ours:
+        optimizer = build_optimizer(cfg, model)
+    else:
+        cfg.optimizer.params.model = model
+        optimizer = instantiate(cfg.optimizer)
+    loader = iter(instantiate(cfg.dataloader.train))
+    batch = next(loader)
+    loader.close()
+    model.train()
+
+    def run() -> None:
+        seed_torch(0)
+        with EventStorage():
+            sum(model(batch).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def _inference(cfg: Any, model: torch.nn.Module, is_ours: bool) -> Callable[[], object]:
+    records = DatasetCatalog.get(cfg.dataloader.val.dataset.names)
+    sample = instantiate(cfg.dataloader.val.mapper)(dict(records[0]))
+    model.eval()
+
+    def ours() -> None:
+        with torch.inference_mode():
+            for output in outputs_of(model, [sample]):
+                detections_of(0, output["instances"])
+
+    def theirs() -> None:
+        with torch.no_grad():
+            instances_to_coco_json(model([sample])[0]["instances"], 0)
+
+    return ours if is_ours else theirs
+
+
+def main() -> None:
+    """Print a table for each figure and number of threads."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--options", nargs="*", default=[])
+    args = parser.parse_args()
+    print(f"{machine()}; milliseconds\n")
+    for name in args.only:
+        with tempfile.TemporaryDirectory() as folder:
+            options = [f"data.root={ORIGINALS}", *args.options, f"train.output_dir={folder}"]
+            weights = _weights(name, folder, options)
+            if name in STEPS:
+                options = [*STEPS[name].overrides, *options]
+            for threads in args.threads:
+                _print_table(name, threads, options, weights)
+
+
+def _weights(name: str, folder: str, options: Sequence[str]) -> str:
+    """Return a file with weights; "" for the initial ones of the recipe."""
+    file = Path(folder) / "model_final.pth"
+    if name.endswith("r50"):
+        save_calibrated(load_config(str(ROOT / R50), options), file)
+    elif name in INFERENCES:
+        train(INFERENCES[name], folder, list(options[:-1]))
+    return str(file) if file.exists() else ""
+
+
+def _print_table(name: str, threads: int, options: Sequence[str], weights: str) -> None:
+    sides = []
+    for is_ours in (True, False):
+        # A new process for each, because d2ext changes how the C library keeps memory.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as executor:
+            sides.append(
+                executor.submit(profile, name, is_ours, threads, options, weights).result()
+            )
+    ours, theirs = sides
+    print(f"\n| {name}, threads: {threads} | d2ext | Detectron2 | ratio |\n|---|---|---|---|")
+    for kind, spent in ours.items():
+        ratio = f"{theirs[kind] / spent:.2f}" if spent >= 1 else ""
+        print(f"| {kind} | {spent:.0f} | {theirs[kind]:.0f} | {ratio} |", flush=True)
+    floor = theirs["**all**"] / ours[FLOOR]
+    print(f"\nThe ratio at the floor is {floor:.2f}.", flush=True)
+
+
+if __name__ == "__main__":
+    main()
