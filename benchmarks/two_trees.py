@@ -67,7 +67,7 @@ weights = f"{{work}}/weights.pth"
 open(weights, "w").close()  # preflight looks for it
 plan = inference.plan_run(cfg, "inference", eval_only=True, weights=weights)
 torch.save(inference.build_model(cfg, plan).state_dict(), weights)
-rate = inference._ours(cfg, weights)
+rate = inference._ours(cfg, plan)
 rate()
 print(1 / rate())
 """,
