@@ -26,11 +26,13 @@ def use_onednn(model: nn.Module) -> None:
 
 
 class _Linear(nn.Linear):
-    """A linear layer that is a 1 x 1 convolution of an image with a row for each input."""
+    """A linear layer that is a 1 x 1 convolution of an image with a pixel for each input."""
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or input.dim() != 2 or input.numel() <= _MIN_INPUT:
             return super().forward(input)
-        image = input.t()[None, :, :, None]  # a view in the channels_last layout
+        # torch copies this view to contiguous planes; from those, the backward pass of a large layer
+        # takes 0.8 of the time that it takes in the channels_last layout.
+        image = input.t()[None, :, :, None]
         weight = self.weight[:, :, None, None]
         return F.conv2d(image, weight, self.bias, dilation=_DILATION)[0, :, :, 0].t()
