@@ -6,8 +6,8 @@ A step is forward pass, backward pass and optimizer on the first batch of a reci
 training.py; an inference is the model on a photo, and the encoding of its masks, as in
 inference.py. Loading is not included. Each side has its own process. The times are those of the
 operations themselves in torch's profiler, the smallest of some rounds. Only CPU times are of use
-on a busy machine; the system's part is that of clearing new pages of memory. Convolutions and linear
-layers are the floor: the time of a step in which everything else were free.
+on a busy machine; the system's part is that of clearing new pages of memory. Convolutions and
+linear layers are the floor: the time of a step in which everything else were free.
 """
 
 import argparse

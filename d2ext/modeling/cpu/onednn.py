@@ -31,7 +31,7 @@ class _Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or input.dim() != 2 or input.numel() <= _MIN_INPUT:
             return super().forward(input)
-        # torch copies this view to contiguous planes; from those, the backward pass of a large layer
+        # torch copies this view to contiguous planes, from which the backward pass of a large layer
         # takes 0.8 of the time that it takes in the channels_last layout.
         image = input.t()[None, :, :, None]
         weight = self.weight[:, :, None, None]
