@@ -11,10 +11,15 @@ from pathlib import Path
 
 import torch
 
+from d2ext.data.prepare.balloon import describe_balloon
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results.json"
+TABLES = Path(__file__).parent / "tables.json"
 # The original balloon photos, so that figures stay comparable: `prepare_data.py balloon --full`.
+# run_all.py sets the variable to the reduced photos where the originals cannot be downloaded.
 ORIGINALS = Path(os.environ.get("DETECTRON2_DATASETS") or ROOT / "datasets").resolve()
+OVER_LIMIT = 3  # exit status of a script that has measured, and exceeds a limit of its own
 
 
 def machine() -> str:
@@ -38,7 +43,14 @@ def paired(
     return [(ours(), theirs()) for _ in range(rounds)]
 
 
-def record(name: str, pairs: Sequence[tuple[float, float]], unit: str) -> None:
+def photos() -> str:
+    """Return which balloon photos `ORIGINALS` holds: `original` or `reduced`."""
+    return "reduced" if "reduced" in describe_balloon(ORIGINALS / "balloon") else "original"
+
+
+def record(
+    name: str, pairs: Sequence[tuple[float, float]], unit: str, on_photos: bool = True
+) -> None:
     """Print a figure and store it in results.json: medians, and the median of the pairs' ratios.
 
     Args:
@@ -46,6 +58,7 @@ def record(name: str, pairs: Sequence[tuple[float, float]], unit: str) -> None:
         pairs: (ours, theirs) of each round.
         unit: Unit of the values. With `.../s` more is better, with all others less. The ratio is
             above 1 if ours is better.
+        on_photos: Whether the balloon photos were used; if so, their kind is stored.
     """
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     more_is_better = unit.endswith("/s")
@@ -56,7 +69,16 @@ def record(name: str, pairs: Sequence[tuple[float, float]], unit: str) -> None:
         "theirs": round(theirs, 4),
         "ratio": round(ratio, 3),
         "unit": unit,
+        "pairs": len(pairs),
+        "photos": photos() if on_photos else None,
         "machine": machine(),
     }
     RESULTS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
     print(f"{name}: {ours:.4g} {unit}, theirs {theirs:.4g} {unit}, ratio {ratio:.2f}", flush=True)
+
+
+def keep(name: str, rows: list[dict]) -> None:
+    """Store the rows of a table in tables.json, from which run_all.py makes it."""
+    known = json.loads(TABLES.read_text()) if TABLES.exists() else {}
+    known[name] = {"machine": machine(), "rows": rows}
+    TABLES.write_text(json.dumps(known, indent=1) + "\n")

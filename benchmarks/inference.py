@@ -1,6 +1,6 @@
 """Measure an evaluation against Detectron2's: images per second, from files to the table.
 
-    python benchmarks/inference.py [--only inference_lite0] [--options data.root=...]
+    python benchmarks/inference.py [--only inference_lite0] [--options KEY=VALUE ...]
 
 Both sides run in turn, on the original balloon validation photos and with the same weights (lite0's
 after a few iterations; R50's are random, so that it returns as many detections as allowed): our
@@ -43,7 +43,7 @@ from d2ext.preflight.plan import Plan, plan_run
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 R50 = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
 FIGURES = {"inference_lite0": LITE0, "inference_r50": R50}
-ROUNDS = 3
+ROUNDS = 5
 
 
 def train(config: str, folder: str, options: list[str]) -> None:

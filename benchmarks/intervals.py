@@ -4,11 +4,10 @@ python benchmarks/intervals.py [IMAGES DETECTIONS]
 
 The files are those of evaluation.py. Each size is measured with 80 classes, and with a single class
 for all objects and detections. The limit for 1,000 images and 100,000 detections is checked: the
-exit status is 1 if it is exceeded.
+exit status is 3 if it is exceeded.
 """
 
 import dataclasses
-import json
 import resource
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from coco_file import make_coco
-from common import machine
+from common import OVER_LIMIT, keep
 from results_file import make_results
 
 from d2ext.evaluation.bootstrap.resampling import RESAMPLES, draw_images
@@ -27,14 +26,6 @@ from d2ext.evaluation.results_file import read_results, to_detections
 
 SIZES = [(1_000, 100_000), (5_000, 500_000)]
 LIMIT = 10  # seconds, for the first size
-PAGE = Path(__file__).parent / "intervals.json"
-
-
-def keep(name: str, rows: list[dict]) -> None:
-    """Store the rows of a table in intervals.json, from which run_all.py makes it."""
-    known = json.loads(PAGE.read_text()) if PAGE.exists() else {}
-    known[name] = {"machine": machine(), "rows": rows}
-    PAGE.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def _measure(images: int, detections: int, folder: Path) -> list[dict]:
@@ -66,7 +57,7 @@ def _measure(images: int, detections: int, folder: Path) -> list[dict]:
 
 
 def main() -> int:
-    """Measure all sizes; return 1 if the limit is exceeded, otherwise 0."""
+    """Measure all sizes; return 3 if the limit is exceeded, otherwise 0."""
     asked = [tuple(map(int, sys.argv[1:3]))] if sys.argv[1:] else SIZES
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +66,9 @@ def main() -> int:
     if asked == SIZES:
         keep("seconds", rows)
     slow = [r for r in rows if r["images"] == SIZES[0][0] and r["CPU seconds"] > LIMIT]
-    return int(bool(slow))
+    if slow:
+        print(f"more than {LIMIT} s of CPU time for {SIZES[0][0]} images")
+    return OVER_LIMIT if slow else 0
 
 
 if __name__ == "__main__":

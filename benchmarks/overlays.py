@@ -1,6 +1,6 @@
 """Measure the drawing of detections against Detectron2's Visualizer, and its share of a prediction.
 
-    python benchmarks/overlays.py [--options data.root=...]
+    python benchmarks/overlays.py [--options KEY=VALUE ...]
 
 Both draw 100 detections in a balloon photo with a long side of 1024 pixels, in turn: masks as run
 lengths, boxes, class names and scores. The masks are outlines of the balloon photos, scaled to

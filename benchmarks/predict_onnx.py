@@ -1,6 +1,6 @@
 """Measure predictions with an exported model against Detectron2's: images per second.
 
-    python benchmarks/predict_onnx.py [--options data.root=...]
+    python benchmarks/predict_onnx.py [--options KEY=VALUE ...]
 
 lite0, trained for a few iterations. Both sides run in turn in one process, from photos to objects
 with masks of the photo's size: `Predictor.from_onnx`, with onnxruntime; and the steps of
@@ -25,7 +25,7 @@ from d2ext.config.num_classes import with_num_classes
 from d2ext.data.formats.images import images_in
 from d2ext.export.export import export_model
 
-ROUNDS = 3
+ROUNDS = 5
 
 
 def _theirs(cfg: object, weights: Path) -> torch.nn.Module:

@@ -1,6 +1,6 @@
 """Measure two CPU processes of one thread against one process of two threads.
 
-    python benchmarks/processes.py --pairs 3
+    python benchmarks/processes.py --pairs 5
 
 Both have the same global batch size. The runs alternate, each in a new process on the original
 balloon photos; the speed is that of the median step after the first ten.
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
     args = parser.parse_args()
     pairs = []
     with tempfile.TemporaryDirectory() as folder:

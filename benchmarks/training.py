@@ -1,6 +1,6 @@
 """Measure training against Detectron2's script: speed, time to the first step, peak memory.
 
-    python benchmarks/training.py [--only step_r50 ...] [--options data.root=...]
+    python benchmarks/training.py [--only step_r50 ...] [--options KEY=VALUE ...]
 
 Both sides run as commands, in turn, on the original photos: `tools/train_net.py`, and `stock.py`
 with Detectron2's mapper, loader and trainer. The model, its initial weights and the size of the
@@ -51,19 +51,19 @@ class Figure:
     config: str
     overrides: Sequence[str]
     more: Sequence[str] = ()
-    rounds: int = 3
+    rounds: int = 5
 
 
 COMPILED = ["train.compile.enabled=True"]
 BFLOAT16 = ["train.amp.enabled=True", "train.amp.dtype=bfloat16"]
 FIGURES = {
-    "step_r50": Figure("speed", "steps/s", R50, [*R50_512, "train.max_iter=8"], rounds=2),
+    "step_r50": Figure("speed", "steps/s", R50, [*R50_512, "train.max_iter=8"]),
     "step_lite0": Figure("speed", "steps/s", LITE0, [*COMMON, "train.max_iter=20"]),
     "step_lite0_bf16": Figure("speed", "steps/s", LITE0, [*COMMON, "train.max_iter=20"], BFLOAT16),
     "step_lite0_compile": Figure(
         "speed", "steps/s", LITE0, [*COMMON, "train.max_iter=20"], COMPILED, rounds=1
     ),
-    "start": Figure("start", "s", FIRST_STEP, SHORT, rounds=5),
+    "start": Figure("start", "s", FIRST_STEP, SHORT),
     "peak_rss": Figure("peak", "MB", LITE0, DEMO),
 }
 
@@ -108,6 +108,17 @@ def main() -> None:
         measure(name, FIGURES[name], args.options)
 
 
+def commands(
+    figure: Figure, options: Sequence[str], folder: Path
+) -> dict[str, tuple[list[str], Path]]:
+    """Return the commands of d2ext and of stock.py, and the folders that they write."""
+    ours, theirs = folder / "ours", folder / "theirs"
+    tool = [sys.executable, "tools/train_net.py", "--no-validate", "--work-dir", str(ours)]
+    tool += ["--config-file", figure.config, "--options", *options, *figure.more]
+    stock = [sys.executable, "benchmarks/stock.py", str(theirs), figure.config, *options]
+    return {"d2ext": (tool, ours), "stock.py": (stock, theirs)}
+
+
 def measure(name: str, figure: Figure, options: Sequence[str]) -> None:
     """Record a figure of both sides, run in turn with `options`."""
     options = [*figure.overrides, f"data.root={ORIGINALS}", *options]
@@ -116,10 +127,7 @@ def measure(name: str, figure: Figure, options: Sequence[str]) -> None:
             weights = Path(root) / "weights.pth"
             save_calibrated(load_config(str(ROOT / R50), options), weights)
             options.append(f"train.init_checkpoint={weights}")
-        ours, theirs = Path(root) / "ours", Path(root) / "theirs"
-        tool = [sys.executable, "tools/train_net.py", "--no-validate", "--work-dir", str(ours)]
-        tool += ["--config-file", figure.config, "--options", *options, *figure.more]
-        stock = [sys.executable, "benchmarks/stock.py", str(theirs), figure.config, *options]
+        (tool, ours), (stock, theirs) = commands(figure, options, Path(root)).values()
         pairs = paired(
             lambda: getattr(Run(tool, ours), figure.field),
             lambda: getattr(Run(stock, theirs), figure.field),

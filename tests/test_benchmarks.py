@@ -21,9 +21,9 @@ DRAWN = ("seeds", "leaves", "signs", "chess", "worms")
 RESULTS = {"bbox/AP": 30.0, "bbox/AP50": 50.0, "segm/AP50": 50.0}
 
 
-def _script(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+def _script(name: str, *args: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", str(SCRIPTS / f"{name}.py"), *map(str, args)]
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    environment = {**os.environ, "PYTHONPATH": str(REPO), **variables}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -162,6 +162,100 @@ def _finished(runs: Path, name: str, folder: Path, ap: float, minutes: float, **
     }
     (runs / name).mkdir(parents=True)
     (runs / name / "benchmark.json").write_text(json.dumps(content | more))
+
+
+FIGURE = {"ours": 2.0, "theirs": 1.0, "unit": "images/s", "pairs": 5, "photos": "reduced"}
+# Scripts of parts: one that fails after a figure, one with a figure and a limit of its own, and one
+# whose target is reached.
+PART = """
+import json, pathlib, sys
+file = pathlib.Path("benchmarks/results.json")
+results = json.loads(file.read_text())
+results |= {FIGURES}
+file.write_text(json.dumps(results))
+print("all limits: {END}")
+{END}
+"""
+
+
+@pytest.fixture
+def bench(tmp_path) -> Path:
+    """Return a checkout whose benchmarks are run_all.py and three parts."""
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for name in ("run_all.py", "common.py"):
+        (folder / name).write_text((SCRIPTS / name).read_text())
+    old = FIGURE | {"machine": "an old machine"}
+    before = {"mapper_cached": old | {"ratio": 9.0}, "step_r50": old | {"ratio": 1.1}}
+    before["step_r50"]["photos"] = "original"
+    (folder / "results.json").write_text(json.dumps(before))
+    (folder / "tables.json").write_text("{}")
+    new = FIGURE | {"machine": "a new machine"}
+    parts = {
+        "mapper": (
+            {"mapper_exact": new | {"ratio": 2.4}, "mapper_scaled": new | {"ratio": 2.0}},
+            "raise OSError('no space left')",
+        ),
+        "evaluation": ({"eval_bbox": new | {"ratio": 31.0}}, "sys.exit(3)"),
+        "via_to_coco": ({"via_convert": new | {"ratio": 101.0}}, ""),
+    }
+    for name, (figures, end) in parts.items():
+        text = PART.replace("{FIGURES}", repr(figures)).replace("{END}", end)
+        (folder / f"{name}.py").write_text(text)
+    return tmp_path
+
+
+def _run_all(bench: Path, *parts: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "benchmarks/run_all.py", "--only", *parts]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPO),
+        "DETECTRON2_DATASETS": str(REPO / "examples"),
+    }
+    return subprocess.run(command, cwd=bench, env=environment, capture_output=True, text=True)
+
+
+def test_the_benchmarks_end_with_missed_targets_and_parts_that_could_not_run(bench):
+    done = _run_all(bench, "mapper", "evaluation", "via_to_coco", "overlays")
+    assert done.returncode == 1
+    output = done.stdout
+    assert f"measured with the reduced photos in {bench / 'examples'}" in output
+    missing = f"can't open file '{bench / 'benchmarks/overlays.py'}'"
+    assert output.partition(f"{bench / 'benchmarks/RESULTS.md'}\n")[2].splitlines() == [
+        "below its target: mapper_scaled 2.00 (target 3, reduced photos)",
+        "could not run: mapper (status 1, without mapper_cached): OSError: no space left",
+        "above a limit of its own: evaluation: all limits: sys.exit(3)",
+        "could not run: overlays (status 2, without overlays, overlays_video):"
+        f" {sys.executable}: {missing}: [Errno 2] No such file or directory",
+    ]
+    page = (bench / "benchmarks/RESULTS.md").read_text()
+    missed = "mapper_scaled 2.00 (target 3, reduced photos), step_r50 1.10 (target 1.6)"
+    assert f"Below their target: {missed}. Not measured:" in " ".join(page.split())
+    assert "| 2.40 | 2.3 | 5 | reduced |" in page
+    assert "- an old machine: `mapper_cached`, `step_r50`\n" in page
+    times = page.partition("## Time of the parts")[2]
+    assert re.findall(r"^\| (\w+) \| 0\.\d \|", times, re.M) == ["via_to_coco", "evaluation"]
+
+
+def test_the_benchmarks_say_that_all_targets_are_reached(bench):
+    done = _run_all(bench, "via_to_coco")
+    assert done.returncode == 0 and done.stdout.endswith("\nall targets are reached\n")
+
+
+@pytest.mark.parametrize(
+    ("python", "error"),
+    [
+        ("", "MMDET_PYTHON is not set; give the path of a Python with mmdet 3.3"),
+        (
+            sys.executable,
+            f"MMDET_PYTHON={sys.executable} cannot import mmdet and mmcv.ops (ModuleNotFoundError:"
+            " No module named 'mmdet'); install mmdet 3.3 and mmcv 2.1 there",
+        ),
+    ],
+)
+def test_a_comparison_without_mmdetection_is_one_line(python, error):
+    done = _script("against_mmdetection", MMDET_PYTHON=python)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {error}\n")
 
 
 def test_finished_runs_are_compared_without_repeating_them(tmp_path):
