@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import timm
 from detectron2.modeling import Backbone, ShapeSpec
-from timm.layers import freeze_batch_norm_2d
 from torch import Tensor
 
 
@@ -21,6 +19,10 @@ class TimmBackbone(Backbone):
     in_channels = 3  # of the input image
 
     def __init__(self, name: str, out_features: list[str], freeze_at: int = 0):
+        # Here, because other models start without timm, whose import takes half a second.
+        import timm
+        from timm.layers import freeze_batch_norm_2d
+
         super().__init__()
         # Index 0 has stride 2, which FPNs do not use.
         indices = tuple(range(1, 1 + len(out_features)))
