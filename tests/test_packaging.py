@@ -21,6 +21,8 @@ OWN = {
     "coco_file",
     "results_file",
     "common",
+    *("benchmarks", "fake_cuda"),
+    "intervals",
     "first_call",
     "memory_marks",
     "inference",
