@@ -226,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.cpu and args.fake:
         parser.error("give --cpu or --fake, not both")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also ends the section's processes
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if args.cpu or args.fake:
@@ -233,7 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = Target("cpu" if args.cpu else "cuda", args.tiny or args.fake, args.fake, folder)
     described = _described(target)
     if described is None:
-        print("error: torch finds no GPU; --cpu --tiny and --fake rehearse", file=sys.stderr)
+        print(
+            "error: torch finds no GPU; --cpu --tiny and --fake rehearse the check", file=sys.stderr
+        )
         return 2
     kind = "" if target.measures else "REHEARSAL, which says nothing about a GPU; "
     title = f"{kind}{described}"

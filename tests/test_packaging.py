@@ -25,6 +25,7 @@ OWN = {
     "intervals",
     "first_call",
     "memory_marks",
+    *("gpu_check", "gpu_commands", "gpu_model", "gpu_outcome", "gpu_speed"),
     "inference",
     "training",
     "weights",
