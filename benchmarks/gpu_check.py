@@ -85,7 +85,7 @@ SECTIONS = {
             "torchrun with one process": commands.torchrun,
             "two processes on one GPU are refused": commands.shared_gpu,
         },
-        at_once=max(1, min(8, (os.cpu_count() or 1) // 2)),
+        at_once=max(1, min(8, len(os.sched_getaffinity(0)) // 2)),
     ),
     "ddp": Section(
         120,
@@ -151,6 +151,7 @@ def run_section(name: str, target: Target) -> dict[str, Outcome]:
     finally:
         with suppress(ProcessLookupError):  # all of the group have ended
             os.killpg(child.pid, signal.SIGKILL)
+        child.kill()
         child.join()
     found = json.loads(file.read_text()) if file.exists() else {}
     outcomes = {title: Outcome(**outcome) for title, outcome in found.items()}
