@@ -1,11 +1,13 @@
-"""What the checks of gpu_check.py have in common: the device, the recipe and the outcomes."""
+"""Define the device, the recipe and the outcomes of the checks in gpu_check.py."""
 
 import contextlib
 import functools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from common import ROOT
@@ -85,13 +87,17 @@ class Target:
             return Outcome("RAN", "no times on a fake device")
         return Outcome("RAN", f"{found} (tiny, {self.device})")
 
-    def context(self) -> contextlib.AbstractContextManager:
-        """Return the context in which the device exists."""
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """Provide the device in the block."""
         if not self.fake:
-            return contextlib.nullcontext()
+            yield
+            return
         from fake_cuda import FakeCuda
 
-        return FakeCuda()
+        # In inference mode, torch does not pass all operations to FakeCuda.
+        with FakeCuda(), mock.patch("torch.inference_mode", torch.no_grad):
+            yield
 
     def wait(self) -> None:
         """Wait until the device has finished."""

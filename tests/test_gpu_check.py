@@ -61,7 +61,11 @@ def _results(folder):
             "equal overflow layout ddp step phases compile",
             NEEDS_GPU | {"synchronizations per step"},
         ),
-        (["--fake"], "equal step phases", NEEDS_GPU | {"bfloat16"}),
+        (
+            ["--fake"],
+            "equal step phases inference",
+            NEEDS_GPU | {"bfloat16", "evaluation against COCOEvaluator"},
+        ),
     ],
 )
 def test_a_rehearsal_runs_every_check_that_needs_no_gpu(tmp_path, flags, sections, not_run):
