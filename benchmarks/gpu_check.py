@@ -90,7 +90,7 @@ SECTIONS = {
     "ddp": Section(
         120,
         {
-            "one process over NCCL": model.nccl,
+            "one process in a group (NCCL)": model.nccl,
             "two processes equal two micro-batches": model.two_processes,
             "both skip a step if one has NaN": model.nan_in_one_process,
         },

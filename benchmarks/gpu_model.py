@@ -288,6 +288,7 @@ def _trained(
         backend: Backend of the process group.
         spoiled: The last process gets an image of NaN in the second step.
     """
+    torch.set_num_threads(1)  # a forked process cannot use those of its parent
     small = _small(target)
     micro_batches = batches(small, 1, 2 * _STEPS)
     files = [target.folder / f"{name}_{rank}.pth" for rank in range(max(processes, 1))]

@@ -136,7 +136,9 @@ def calibrated(folder: Path) -> Path:
     """Return a file with weights for R50, which needs no network."""
     file = folder / "calibrated.pth"
     if not file.exists():
-        save_calibrated(load_config(str(ROOT / R50), ["train.init_checkpoint="]), file)
+        unfinished = file.with_suffix(".unfinished")
+        save_calibrated(load_config(str(ROOT / R50), ["train.init_checkpoint="]), unfinished)
+        unfinished.rename(file)
     return file
 
 
