@@ -121,6 +121,7 @@ SECTIONS = {
         {
             "results equal the CPU's": model.evaluation_equals_cpu,
             "evaluation against COCOEvaluator": speed.evaluation,
+            "the model alone, 1 and 4 images at once": speed.model_alone,
         },
     ),
     "compile": Section(
@@ -206,7 +207,7 @@ def table(results: Mapping[str, Mapping[str, Outcome]]) -> list[str]:
     """Return the outcomes as the lines of a Markdown table."""
     rows = [("section", "check", "status", "found"), ("---",) * 4]
     rows += [
-        (name, title, outcome.status, outcome.found)
+        (name, title, outcome.status, outcome.found.replace("|", "/")[:160])
         for name, outcomes in results.items()
         for title, outcome in outcomes.items()
     ]

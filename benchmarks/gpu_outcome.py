@@ -14,7 +14,7 @@ from common import ROOT
 from weights import save_calibrated
 
 from d2ext.config.load import load_config
-from d2ext.data.datasets.register import register_datasets
+from d2ext.data.datasets.register import register_datasets, unregister_datasets
 
 LITE0 = "configs/balloon/mask_rcnn_lite0_fpn_balloon.py"
 R50 = "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"
@@ -127,6 +127,7 @@ class Target:
         else:
             config, options = R50, [f"train.init_checkpoint={calibrated(self.folder)}"]
         cfg = load_config(str(ROOT / config), [*options, "optimizer.lr=1e-9", *overrides])
+        unregister_datasets()  # those of another check
         register_datasets(cfg.datasets)
         return cfg
 

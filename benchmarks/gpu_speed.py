@@ -243,6 +243,25 @@ def evaluation(target: Target) -> Outcome:
     return target.speed(ratio >= 1, found)
 
 
+def model_alone(target: Target) -> Outcome:
+    """Measure inference of images in memory, without masks encoded, with 1 and 4 at once."""
+    model = our_model(target.recipe(), target.device).eval()
+    images = [sample for batch in _pinned(target, 2) for sample in batch]
+    rates = []
+    for size in (1, 4):
+        groups = [images[i : i + size] for i in range(0, len(images), size)]
+        for _ in range(2):  # the first pass warms up
+            target.wait()
+            start = time.perf_counter()
+            with torch.no_grad():
+                for group in groups:
+                    model.inference(group, do_postprocess=False)
+            target.wait()
+            seconds = time.perf_counter() - start
+        rates.append(len(images) / seconds)
+    return target.speed(True, f"{rates[0]:.1f} and {rates[1]:.1f} images/s in float32")
+
+
 def compilations(target: Target) -> Outcome:
     """Compile the backbone for three padded sizes, and take steps with others.
 
