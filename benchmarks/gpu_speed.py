@@ -30,7 +30,6 @@ from d2ext.engine.trainer import Trainer
 from d2ext.launch.signals import StopSignals
 
 _BFLOAT16 = ("train.amp.enabled=True", "train.amp.dtype=bfloat16")
-_SHAPES = 6  # to compile
 _PARTS = ("before the backbone", "backbone", "RPN", "RoI heads", "backward", "optimizer")
 Steps = Callable[[int], None]  # takes this many training steps
 
