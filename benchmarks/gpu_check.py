@@ -203,9 +203,9 @@ def _guarded(check: Callable[[Target], Outcome], target: Target) -> Outcome:
         return Outcome("FAIL", f"{type(e).__name__}: {reason}"[:160])
 
 
-def table(results: Mapping[str, Mapping[str, Outcome]]) -> list[str]:
-    """Return the outcomes as the lines of a Markdown table."""
-    rows = [("section", "check", "status", "found"), ("---",) * 4]
+def table(title: str, results: Mapping[str, Mapping[str, Outcome]]) -> list[str]:
+    """Return the outcomes as the lines of a Markdown table, with `title` in its head."""
+    rows = [("section", "check", "status", title), ("---",) * 4]
     rows += [
         (name, title, outcome.status, outcome.found.replace("|", "/")[:160])
         for name, outcomes in results.items()
@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             json.dump({"title": title, "sections": plain}, f, indent=1)
         statuses = ", ".join(outcome.status for outcome in results[name].values())
         print(f"{name}: {statuses} ({time.monotonic() - start:.0f} s)", flush=True)
-    print("\n".join([title, *table(results)]), flush=True)
+    print("\n".join(table(title, results)), flush=True)
     failed = any(o.status == "FAIL" for outcomes in results.values() for o in outcomes.values())
     return int(failed)
 
