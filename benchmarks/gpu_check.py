@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_check.py [--only SECTION ...] [--folder DIR]
 
-needs one GPU, about ten minutes and no network, and uses the photos of the checkout. The last lines
+needs one GPU, an estimated 10 minutes and no network; it uses the checkout's photos. The last lines
 are a table of all checks, which is also written to DIR/results.json after each section; figures
 against Detectron2 go to benchmarks/results.json, for RESULTS.md. Each section has a process, a log
 and a time limit of its own: if it fails, the others still run. Exits with status 1 if a check
