@@ -22,7 +22,6 @@ from inference import sides
 from torch.profiler import ProfilerActivity, profile
 
 from d2ext.config.options import TrainOptions
-from d2ext.data.datasets.register import unregister_datasets
 from d2ext.engine.builders import build_optimizer
 from d2ext.engine.nonfinite import FiniteLossGuard
 from d2ext.engine.techniques import autocast, compile_backbone, grad_scaler
@@ -226,14 +225,14 @@ class _Clock:
 def evaluation(target: Target) -> Outcome:
     """Measure an evaluation against Detectron2's, from files to the table."""
     target.need_real_device()
-    unregister_datasets()  # those of the trained run
-    config, options = R50, []
-    weights = None if target.tiny else calibrated(target.folder)
     if target.tiny:
         config, options = LITE0, target.small()
         weights = trained_run(target) / "model_final.pth"
-    options = [*options, f"train.device={target.device}"]
-    pairs = paired(*sides(config, options, weights, target.folder), 3 if target.measures else 1)
+    else:
+        config, options, weights = R50, [], calibrated(target.folder)
+    options = [*options, f"train.device={target.device}", f"train.output_dir={target.folder}"]
+    with sides(config, options, str(weights)) as both:
+        pairs = paired(*both, 3 if target.measures else 1)
     if target.measures:
         record("gpu_inference_r50", pairs, "images/s")
     ratio = statistics.median(a / b for a, b in pairs)
