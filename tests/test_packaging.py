@@ -22,7 +22,6 @@ OWN = {
     "results_file",
     "common",
     *("benchmarks", "fake_cuda"),
-    "intervals",
     "first_call",
     "memory_marks",
     *("gpu_check", "gpu_commands", "gpu_model", "gpu_outcome", "gpu_speed"),
