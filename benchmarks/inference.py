@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,24 @@ def _measure(name: str, config: str, options: list[str]) -> None:
             save_calibrated(load_config(str(ROOT / config), options), Path(weights))
         else:
             train(config, folder, options)
-        options = [*options, f"train.output_dir={folder}"]
-        sides = [_Side(build, config, options, weights) for build in (_ours, _theirs)]
-        record(name, paired(*sides, ROUNDS), "images/s")
-        for side in sides:
+        with sides(config, [*options, f"train.output_dir={folder}"], weights) as both:
+            record(name, paired(*both, ROUNDS), "images/s")
+
+
+@contextlib.contextmanager
+def sides(config: str, options: list[str], weights: str) -> Iterator[list[Callable[[], float]]]:
+    """Provide functions that evaluate and return images per second: d2ext's and Detectron2's.
+
+    Args:
+        config: Recipe.
+        options: Overrides of the recipe, with `train.output_dir`.
+        weights: File of the weights.
+    """
+    both = [_Side(build, config, options, weights) for build in (_ours, _theirs)]
+    try:
+        yield [*both]
+    finally:
+        for side in both:
             side.end()
 
 
