@@ -21,6 +21,7 @@ OWN = {
     "coco_file",
     "results_file",
     "common",
+    *("benchmarks", "fake_cuda"),
     "first_call",
     "memory_marks",
     "inference",
