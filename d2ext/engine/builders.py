@@ -29,6 +29,7 @@ from d2ext.heap import reuse_freed_memory
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.modeling.deterministic_roi_align import DeterministicROIAlign
+from d2ext.modeling.gpu.fast_layers import use_async_layers
 from d2ext.modeling.roi_align import use_embedding_bag_roi_align
 from d2ext.preflight.model_fields import check_levels
 from d2ext.preflight.options import writer_call
@@ -60,6 +61,8 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     if options.fast_layers and on_cpu:
         use_fast_layers(model)
         reuse_freed_memory()
+    if options.fast_layers and not on_cpu:
+        use_async_layers(model)
     if options.deterministic and not on_cpu:
         use_embedding_bag_roi_align(model, DeterministicROIAlign)
     model = model.to(plan.device)
