@@ -50,8 +50,8 @@ def dense_box_regression_loss(*args: Any) -> Any:
     """Return the sum of the box losses of anchors, as in Detectron2's RPN.
 
     Args:
-        *args: Anchors, box transform, predicted deltas, ground-truth boxes, mask of the foreground,
-            name and beta of the loss.
+        *args: Anchors, box transform, predicted deltas, ground-truth boxes, indices of the
+            foreground (image, anchor), name and beta of the loss.
     """
     from detectron2.modeling.box_regression import _dense_box_regression_loss
 

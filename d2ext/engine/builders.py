@@ -20,7 +20,7 @@ from d2ext.config.check import target_name
 from d2ext.config.lr_factors import LrFactors
 from d2ext.config.model_kind import yacs_model
 from d2ext.config.num_classes import with_num_classes
-from d2ext.config.options import TrainOptions
+from d2ext.config.options import Amp, TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.engine.techniques import freeze, use_channels_last, use_cpu_sync_bn, with_sync_bn
 from d2ext.errors import UserError, config_errors, format_exception
@@ -69,7 +69,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     chosen = options.channels_last
     if chosen is None:
         # Rank 0 decides for all ranks, because gradients are exchanged in memory order.
-        chosen = broadcast_from_rank0(lambda: channels_last_pays(plan.device, model))
+        chosen = broadcast_from_rank0(lambda: channels_last_pays(plan.device, model, options.amp))
     if chosen:
         use_channels_last(model)
     count = sum(p.numel() for p in model.parameters())
@@ -86,14 +86,19 @@ def with_device(config: Any, device: str) -> Any:
     return config
 
 
-def channels_last_pays(device: str, model: nn.Module) -> bool:
-    """Return whether channels_last is faster, as measured for float32, and safe for the model.
+def channels_last_pays(device: str, model: nn.Module, amp: Amp) -> bool:
+    """Return whether channels_last is faster and safe for the model.
 
-    In this layout, `view` fails for many shapes, and models of other packages may call it.
+    On CPUs it was measured for float32. On GPUs, convolutions of 16-bit numbers use tensor cores,
+    whose kernels in cuDNN need this layout and otherwise convert inputs and outputs
+    (https://docs.nvidia.com/deeplearning/performance/dl-performance-convolutional). In this layout,
+    `view` fails for many shapes, and models of other packages may call it.
     """
-    if device != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
-    return not untested_packages(model)
+    if device == "cpu":
+        pays = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    else:
+        pays = amp.active(device)
+    return pays and not untested_packages(model)
 
 
 def untested_packages(model: nn.Module) -> set[str]:

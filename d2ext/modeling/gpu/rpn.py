@@ -79,10 +79,12 @@ class DeferredNumberRPN(RPN):
         """Return the losses of Detectron2's RPN."""
         images = len(gt_labels)
         labels = torch.stack(gt_labels)
-        positive, valid = labels == 1, labels >= 0
+        # The host waits for a mask at each use, but once for its indices.
+        positive = torch.nonzero(labels == 1, as_tuple=True)
+        valid = torch.nonzero(labels >= 0, as_tuple=True)
         storage = get_event_storage()
-        storage.put_scalar("rpn/num_pos_anchors", positive.sum() / images)
-        storage.put_scalar("rpn/num_neg_anchors", (labels == 0).sum() / images)
+        storage.put_scalar("rpn/num_pos_anchors", len(positive[0]) / images)
+        storage.put_scalar("rpn/num_neg_anchors", (len(valid[0]) - len(positive[0])) / images)
         of_boxes = dense_box_regression_loss(
             anchors,
             self.box2box_transform,
