@@ -313,7 +313,7 @@ class Trainer:
 
     def _backward(self, batch: list[dict]) -> dict[str, float]:
         """Add a micro-batch's gradients to those of the step; return its losses."""
-        with self._autocast():
+        with self._autocast(), self.storage.deferring():
             losses = self.model(batch)
         self._scaler.scale(sum(losses.values()) / self._accumulate).backward()
         # Transfer all losses and logged numbers at once.
