@@ -24,7 +24,7 @@ R50 = "mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py"
 LITE0 = "balloon/mask_rcnn_lite0_fpn_balloon.py"
 
 
-@pytest.fixture(scope="module", params=[LITE0, pytest.param(R50, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[LITE0, R50])
 def model(request, repo):
     torch.manual_seed(0)
     cfg = LazyConfig.load(str(repo / "configs" / request.param)).model
@@ -79,7 +79,6 @@ def test_detections_are_unchanged(model):
     assert torch.equal(found.pred_masks, expected.pred_masks)
 
 
-@pytest.mark.slow
 def test_bitmasks_and_numbers_without_objects(model):
     images = batch(2)
     for sample in images:
