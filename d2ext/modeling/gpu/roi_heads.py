@@ -1,7 +1,7 @@
 """Heads of Mask R-CNN that wait less often for a GPU in training.
 
 Numbers for the log stay on the GPU: they are given to the event storage as tensors, which the
-trainer's storage (`engine.deferred_storage`) reads together with the losses.
+trainer's storage (`gpu.deferred_storage`) reads together with the losses.
 """
 
 import torch

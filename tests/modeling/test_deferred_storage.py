@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.fake_cuda import FakeCuda
-from d2ext.engine.deferred_storage import DeferredStorage
+from d2ext.modeling.gpu.deferred_storage import DeferredStorage
 
 
 def test_numbers_are_read_with_the_losses():
