@@ -118,7 +118,8 @@ class _Devices(TorchFunctionMode):
     ) -> Any:
         if func is torch.device:
             return func(*args, **(kwargs or {}))
-        args, kwargs = pytree.tree_map(_on_meta, (args, kwargs or {}))
+        args = tuple(map(_on_meta, args))
+        kwargs = {name: _on_meta(value) for name, value in (kwargs or {}).items()}
         if func is Tensor.cuda:
             return args[0].to(META, *args[1:], **kwargs)
         if func is Tensor.pin_memory:

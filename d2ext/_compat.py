@@ -46,6 +46,23 @@ def set_size_divisibility(backbone: Any, multiple: int) -> bool:
     return own is not None
 
 
+def dense_box_regression_loss(*args: Any) -> Any:
+    """Return the sum of the box losses of anchors, as in Detectron2's RPN.
+
+    Args:
+        *args: Anchors, box transform, predicted deltas, ground-truth boxes, indices of the
+            foreground (image, anchor), name and beta of the loss.
+    """
+    from detectron2.modeling.box_regression import _dense_box_regression_loss
+
+    return _dense_box_regression_loss(*args)
+
+
+def scoped_name(storage: Any, name: str) -> str:
+    """Return the name of a number with the prefix of the storage's `name_scope`."""
+    return storage._current_prefix + name
+
+
 def gloo_group() -> Any:
     """Return Detectron2's process group for CPU values, which `comm.gather` uses."""
     from detectron2.utils import comm

@@ -21,6 +21,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN
 from detectron2.modeling.backbone import Backbone
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
@@ -34,6 +35,7 @@ from tests.conftest import checkout_env
     ("module", "name"),
     [
         ("atexit", "_run_exitfuncs"),
+        ("detectron2.modeling.box_regression", "_dense_box_regression_loss"),
         ("detectron2.utils.comm", "_get_global_gloo_group"),
         ("multiprocessing.queues", "Queue._on_queue_feeder_error"),
         ("omegaconf", "DictConfig._get_node"),
@@ -85,6 +87,12 @@ def test_set_size_divisibility_changes_only_an_fpn():
     assert fpn.size_divisibility == math.lcm(8, 12)
     assert not _compat.set_size_divisibility(_Bottom(), 12)
     assert not _compat.set_size_divisibility(None, 12)
+
+
+def test_scoped_names_are_those_of_the_storage():
+    with EventStorage() as storage, storage.name_scope("stage0"):
+        storage.put_scalar("loss", 1)
+        assert [_compat.scoped_name(storage, "loss")] == list(storage.latest())
 
 
 def test_the_timeout_of_the_gloo_group_can_be_changed(tmp_path):

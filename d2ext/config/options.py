@@ -343,12 +343,14 @@ class TrainOptions:
     channels_last: bool | None = _option(
         None,
         "use the channels_last memory layout; null uses it on CPUs with AVX-512, where even ResNets"
-        " are faster with it, for models without modules of other packages",
+        " are faster with it, and on GPUs with train.amp, for models without modules of other"
+        " packages",
     )
     fast_layers: bool = _option(
         True,
         "on the CPU, use faster versions of RoIAlign, RPN's loss and frozen norms (d2ext/modeling),"
-        " equal up to rounding; False uses Detectron2's",
+        " equal up to rounding; on a GPU, use layers that wait less often for it, with equal"
+        " losses; False uses Detectron2's",
     )
     hooks: list[Any] = _option(
         [], "your own Detectron2 hooks, each with its _target_ and arguments"

@@ -20,7 +20,7 @@ from d2ext.config.check import target_name
 from d2ext.config.lr_factors import LrFactors
 from d2ext.config.model_kind import yacs_model
 from d2ext.config.num_classes import with_num_classes
-from d2ext.config.options import TrainOptions
+from d2ext.config.options import Amp, TrainOptions
 from d2ext.config.schedule import Schedule
 from d2ext.engine.techniques import freeze, use_channels_last, use_cpu_sync_bn, with_sync_bn
 from d2ext.errors import UserError, config_errors, format_exception
@@ -29,6 +29,7 @@ from d2ext.heap import reuse_freed_memory
 from d2ext.launch.collectives import broadcast_from_rank0
 from d2ext.modeling.cpu.fast_layers import use_fast_layers
 from d2ext.modeling.deterministic_roi_align import DeterministicROIAlign
+from d2ext.modeling.gpu.fast_layers import use_async_layers
 from d2ext.modeling.roi_align import use_embedding_bag_roi_align
 from d2ext.preflight.model_fields import check_levels
 from d2ext.preflight.options import writer_call
@@ -60,13 +61,15 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     if options.fast_layers and on_cpu:
         use_fast_layers(model)
         reuse_freed_memory()
+    if options.fast_layers and not on_cpu:
+        use_async_layers(model)
     if options.deterministic and not on_cpu:
         use_embedding_bag_roi_align(model, DeterministicROIAlign)
     model = model.to(plan.device)
     chosen = options.channels_last
     if chosen is None:
         # Rank 0 decides for all ranks, because gradients are exchanged in memory order.
-        chosen = broadcast_from_rank0(lambda: channels_last_pays(plan.device, model))
+        chosen = broadcast_from_rank0(lambda: channels_last_pays(plan.device, model, options.amp))
     if chosen:
         use_channels_last(model)
     count = sum(p.numel() for p in model.parameters())
@@ -83,14 +86,19 @@ def with_device(config: Any, device: str) -> Any:
     return config
 
 
-def channels_last_pays(device: str, model: nn.Module) -> bool:
-    """Return whether channels_last is faster, as measured for float32, and safe for the model.
+def channels_last_pays(device: str, model: nn.Module, amp: Amp) -> bool:
+    """Return whether channels_last is faster and safe for the model.
 
-    In this layout, `view` fails for many shapes, and models of other packages may call it.
+    On CPUs it was measured for float32. On GPUs, convolutions of 16-bit numbers use tensor cores,
+    whose kernels in cuDNN need this layout and otherwise convert inputs and outputs
+    (https://docs.nvidia.com/deeplearning/performance/dl-performance-convolutional). In this layout,
+    `view` fails for many shapes, and models of other packages may call it.
     """
-    if device != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
-    return not untested_packages(model)
+    if device == "cpu":
+        pays = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    else:
+        pays = amp.active(device)
+    return pays and not untested_packages(model)
 
 
 def untested_packages(model: nn.Module) -> set[str]:

@@ -149,7 +149,9 @@ def measure_speed(work: Workload) -> Speed:
         model = build_model(cfg, plan).train()
         if joined:
             _refuse_communication(model)
-            if options.channels_last is None and channels_last_pays(work.device, model):
+            if options.channels_last is None and channels_last_pays(
+                work.device, model, options.amp
+            ):
                 use_channels_last(model)
         steps = _step_times(cfg, work, model)
         first = time.perf_counter() - started - sum(steps)

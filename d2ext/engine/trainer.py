@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.engine import HookBase
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -25,6 +25,7 @@ from d2ext.engine.resource_errors import batch_words, resource_errors_explained
 from d2ext.errors import UserError, errors_located
 from d2ext.launch.collectives import sync_step
 from d2ext.launch.signals import StopSignals, StopWaiting
+from d2ext.modeling.gpu.deferred_storage import DeferredStorage
 from d2ext.waiting import interruptible
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,8 @@ class Trainer:
         self._first_step = first_step
         self._on_stop = on_stop
         self._device = next(model.parameters()).device
+        # Detectron2's pictures of training need ground truth on the CPU.
+        self._sends_objects = not any(getattr(m, "vis_period", 0) for m in model.modules())
         self._batch: list[dict] = []
         self._images_before = 0
         self.bad_images = 0
@@ -149,7 +152,7 @@ class Trainer:
             " (dataloader.train.mapper.augmentations), or set train.amp.enabled=True",
             "dataloader.train.num_workers",
         )
-        with EventStorage(start_iter) as self.storage:
+        with DeferredStorage(start_iter) as self.storage:
             self._remember(memory or {})
             batches = None
             try:
@@ -300,7 +303,8 @@ class Trainer:
                 self.model.no_sync() if wait else contextlib.nullcontext(),
                 self._first_step() if first else contextlib.nullcontext(),
             ):
-                losses.append(self._backward(_sent(self._batch, self._device)))
+                batch = _sent(self._batch, self._device, self._sends_objects)
+                losses.append(self._backward(batch))
             self._accumulated += 1
         self.storage.put_scalar("data_time", data_time)
         if not all(losses):
@@ -309,12 +313,11 @@ class Trainer:
 
     def _backward(self, batch: list[dict]) -> dict[str, float]:
         """Add a micro-batch's gradients to those of the step; return its losses."""
-        with self._autocast():
+        with self._autocast(), self.storage.deferring():
             losses = self.model(batch)
         self._scaler.scale(sum(losses.values()) / self._accumulate).backward()
-        # Transfer all losses at once; Detectron2's heads synchronize many times anyway.
-        values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
-        values = dict(zip(losses, values, strict=True))
+        # Transfer all losses and logged numbers at once.
+        values = dict(zip(losses, self.storage.values_of(list(losses.values())), strict=True))
         if FiniteLossGuard.FAILED in values:
             wrapped = isinstance(self.model, DistributedDataParallel)
             guard = self.model.module if wrapped else self.model
@@ -369,19 +372,39 @@ class Trainer:
                 getattr(hook, moment)()
 
 
-def _sent(batch: list[dict], device: torch.device) -> list[dict]:
-    """Return the batch with its images on the model's device.
+def _sent(batch: list[dict], device: torch.device, with_objects: bool) -> list[dict]:
+    """Return the batch with its images, boxes and classes on the model's device.
 
-    The loader has pinned them, so that the host, unlike in Detectron2, does not wait for the copy.
+    They are copied from pinned memory, so that the host, unlike in Detectron2, does not wait. The
+    loader has pinned the images.
     """
     if device.type == "cpu":
         return batch
-    return [
-        {**sample, "image": sample["image"].to(device, non_blocking=True)}
-        if torch.is_tensor(sample.get("image"))
-        else sample
-        for sample in batch
-    ]
+    sent = []
+    for sample in batch:
+        sample = dict(sample)
+        if torch.is_tensor(sample.get("image")):
+            sample["image"] = sample["image"].to(device, non_blocking=True)
+        if with_objects and isinstance(sample.get("instances"), Instances):
+            sample["instances"] = _sent_objects(sample["instances"], device)
+        sent.append(sample)
+    return sent
+
+
+def _sent_objects(objects: Instances, device: torch.device) -> Instances:
+    """Return objects with boxes and tensors on a device; masks and others stay."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    made = Instances(objects.image_size)
+    for name, value in objects.get_fields().items():
+        if type(value) is Boxes:
+            value = Boxes(moved(value.tensor))
+        elif torch.is_tensor(value):
+            value = moved(value)
+        made.set(name, value)
+    return made
 
 
 def _start_momentum(optimizer: Optimizer) -> None:

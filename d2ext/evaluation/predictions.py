@@ -4,15 +4,17 @@ Masks and label maps are encoded immediately, so that memory does not grow with 
 images.
 """
 
+import contextlib
 import io
 import itertools
 import logging
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -52,10 +54,28 @@ class Predictions:
     segmentations: Mapping[int, Segmentation]
 
 
+class _Batch(NamedTuple):
+    """Inputs and outputs of a model, and the outputs' instances on the CPU, each by image."""
+
+    inputs: list[dict]
+    outputs: list[dict]
+    instances: list[Any]
+
+
+class _Found(NamedTuple):
+    """Index and predictions of an image."""
+
+    image: int
+    detections: Detections | None
+    segmentation: Segmentation | None
+
+
 _CHUNK = 256  # images whose detections a rank sends at a time
 # Detectron2's keypoints are shifted by half a pixel: COCO's x and y are indices of pixels.
 CORNER = np.array([0.5, 0.5, 0])
 _WRITTEN = 10_000  # detections that are converted to JSON at a time
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def predict(
@@ -98,36 +118,29 @@ def predict(
     for evaluator in evaluators.values():
         evaluator.reset()
     # Evaluators may keep tensors and change them later, which inference mode forbids.
-    mode = torch.no_grad() if evaluators else torch.inference_mode()
+    mode = torch.no_grad if evaluators else torch.inference_mode
+
+    def encode(batch: _Batch) -> list[_Found]:
+        with mode():  # a setting of each thread
+            return [_found(place, metadata, *image) for image in zip(*batch, strict=True)]
+
+    outputs = _outputs(model, loader, before_batch, bool(evaluators), needs_instances)
     try:
-        with mode:
-            for inputs in filter(None, interruptibly(loader)):  # empty without readable images
-                before_batch()
-                outputs = model(inputs) if evaluators else list(outputs_of(model, inputs))
+        with mode(), contextlib.closing(one_behind(outputs, encode)) as batches:
+            for batch, encoded in batches:
                 photos: list[tuple[dict, dict]] = []  # with tiles, those that are complete
-                for sample, output in zip(inputs, outputs, strict=True):
-                    if needs_instances and "instances" not in output:
-                        raise UserError(
-                            f"the model returns {', '.join(output)}, but no instances, which"
-                            " metrics need (CocoMetric's task proposals evaluates their boxes"
-                            " regardless of the class); use evaluators of Detectron2 such as"
-                            f" SemSegEvaluator, or turn evaluation off ({option('--no-validate')})"
-                        )
-                    key = "image_id" if "image_id" in sample else "file_name"
-                    i, detections = place[sample[key]], None
-                    if "instances" in output:
-                        detections = detections_of(i, output["instances"].to("cpu"))
+                for sample, output, found in zip(batch.inputs, batch.outputs, encoded, strict=True):
                     photo = sample, output
                     if "tile" in sample:
                         check_joinable(output)
-                        assert detections is not None
-                        detections = open_photos.add(sample, detections, i)
-                        if detections is None:
+                        assert found.detections is not None
+                        whole = open_photos.add(sample, found.detections, found.image)
+                        if whole is None:
                             continue  # a later tile completes the photo
                         if evaluators:
-                            photo = _photo(sample), _output(sample, detections)
+                            photo = _photo(sample), _output(sample, whole)
+                        found = _Found(found.image, whole, found.segmentation)
                     photos.append(photo)
-                    found = _Found(i, detections, predicted_segmentation(output, metadata))
                     pickle.dump(found, kept)
                     count += 1
                 for name, evaluator in evaluators.items() if photos else ():
@@ -150,6 +163,66 @@ def predict(
         logger.warning("%s", message)
     kept.seek(0)
     return _gathered((pickle.load(kept) for _ in range(count)), count, len(image_ids))
+
+
+def _outputs(
+    model: nn.Module,
+    loader: Any,
+    before_batch: Callable[[], None],
+    as_called: bool,
+    needs_instances: bool,
+) -> Iterator[_Batch]:
+    """Yield the batches of a loader with the outputs of a model."""
+    for inputs in filter(None, interruptibly(loader)):  # empty without readable images
+        before_batch()
+        outputs = model(inputs) if as_called else list(outputs_of(model, inputs))
+        for output in outputs if needs_instances else ():
+            if "instances" not in output:
+                raise UserError(
+                    f"the model returns {', '.join(output)}, but no instances, which metrics need"
+                    " (CocoMetric's task proposals evaluates their boxes regardless of the class);"
+                    " use evaluators of Detectron2 such as SemSegEvaluator, or turn evaluation off"
+                    f" ({option('--no-validate')})"
+                )
+        # The copy from a GPU must precede the next batch's work there.
+        found = [o["instances"].to("cpu") if "instances" in o else None for o in outputs]
+        yield _Batch(inputs, outputs, found)
+
+
+def _found(
+    place: Mapping[Any, int],
+    metadata: Any,
+    sample: Mapping[str, Any],
+    output: Mapping[str, Any],
+    instances: Any,
+) -> _Found:
+    """Return the predictions for an image, encoded."""
+    i = place[sample["image_id" if "image_id" in sample else "file_name"]]
+    detections = None if instances is None else detections_of(i, instances)
+    return _Found(i, detections, predicted_segmentation(output, metadata))
+
+
+def one_behind(
+    items: Iterable[_Item], work: Callable[[_Item], _Result]
+) -> Generator[tuple[_Item, _Result], None, None]:
+    """Yield items with the results of `work`, which a thread does while the next item is made.
+
+    Order and results are those of a loop in one thread. An error of `work` is raised here, after
+    the next item has been made.
+
+    Args:
+        items: Items, such as the outputs of a model for each batch.
+        work: Function of an item; it should release Python's lock most of the time.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        before = None
+        for item in items:
+            running = item, thread.submit(work, item)
+            if before:
+                yield before[0], before[1].result()
+            before = running
+        if before:
+            yield before[0], before[1].result()
 
 
 def interruptibly(batches: Iterable[list[dict]]) -> Generator[list[dict], None, None]:
@@ -246,14 +319,6 @@ def _output(sample: Mapping[str, Any], detections: Detections) -> dict[str, Any]
 def _encoded(mask: np.ndarray) -> dict:
     rle = pycocotools.mask.encode(np.asfortranarray(mask))
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-
-
-class _Found(NamedTuple):
-    """Index and predictions of an image."""
-
-    image: int
-    detections: Detections | None
-    segmentation: Segmentation | None
 
 
 def _gathered(mine: Iterator[_Found], length: int, count: int) -> Predictions | None:

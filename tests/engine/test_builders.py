@@ -9,8 +9,9 @@ from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 from torch import nn
 
+from benchmarks.fake_cuda import FakeCuda
 from d2ext.config.load import load_config
-from d2ext.config.options import TrainOptions
+from d2ext.config.options import Amp, TrainOptions
 from d2ext.config.overrides import apply_overrides
 from d2ext.config.schedule import resolve_schedule
 from d2ext.engine.builders import build_model, build_multiplier, channels_last_pays, with_device
@@ -29,6 +30,25 @@ def test_channels_last_is_the_default_on_cpus_with_avx512(
     cfg = OmegaConf.create({"model": conv, "train": {"channels_last": stated}})
     weight = build_model(cfg, SimpleNamespace(device="cpu", classes=["a"])).weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == expected
+
+
+@pytest.mark.parametrize("enabled", [True, False, "auto"])
+def test_channels_last_is_the_default_on_gpus_with_mixed_precision(enabled):
+    chosen = channels_last_pays("cuda", nn.Conv2d(3, 4, 3), Amp(enabled=enabled))
+    assert chosen == bool(enabled)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_models_on_a_gpu_get_layers_that_wait_less(repo, fast):
+    options = [f"train.fast_layers={fast}"]
+    cfg = load_config(repo / "configs/custom/mask_rcnn_lite0_fpn.py", options)
+    with FakeCuda():
+        model = build_model(cfg, SimpleNamespace(device="cuda", classes=["a"]))
+        assert model.device == torch.device("cuda:0")
+    names = {type(module).__name__ for module in model.modules()}
+    chosen = {"AsyncRPN", "AsyncROIHeads", "AsyncBoxPredictor", "AsyncMaskHead"}
+    assert chosen & names == (chosen if fast else set())
+    assert "SampledRPN" not in names
 
 
 @pytest.mark.parametrize(
@@ -88,9 +108,9 @@ def test_channels_last_is_not_chosen_for_models_of_other_packages(monkeypatch):
     class Theirs(nn.Conv2d):
         """A layer whose code is unknown."""
 
-    assert channels_last_pays("cpu", nn.Sequential(nn.Conv2d(3, 4, 3)))
-    assert not channels_last_pays("cpu", nn.Sequential(Theirs(3, 4, 3)))
-    assert not channels_last_pays("cuda", nn.Sequential(nn.Conv2d(3, 4, 3)))
+    for device, amp in (("cpu", Amp()), ("cuda", Amp(enabled=True))):
+        assert channels_last_pays(device, nn.Sequential(nn.Conv2d(3, 4, 3)), amp)
+        assert not channels_last_pays(device, nn.Sequential(Theirs(3, 4, 3)), amp)
 
 
 def test_models_with_a_device_get_that_of_the_run():

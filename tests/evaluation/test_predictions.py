@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 
 from d2ext.data.datasets.classes import FILE_IDS, select_metadata
 from d2ext.errors import UserError
-from d2ext.evaluation.predictions import predict, results_of, write_predictions
+from d2ext.evaluation.predictions import one_behind, predict, results_of, write_predictions
 from d2ext.launch.spawn import exit_process
 
 IDS = [f"photo {i}" for i in range(600)]  # more than a rank sends at a time
@@ -183,3 +184,31 @@ def test_detections_with_non_finite_values_are_dropped(caplog):
 
     assert len(predict(WithNaN(), _loader([13]), IDS).detections.scores) == 2
     assert "1 of 3 detections dropped" in caplog.text
+
+
+def test_an_image_is_encoded_while_the_model_runs_on_the_next():
+    started = [threading.Event() for _ in range(3)]
+
+    def items():
+        for i, event in enumerate(started):
+            event.set()
+            yield i
+
+    def work(i):
+        assert i == 2 or started[i + 1].wait(60)
+        return 10 * i
+
+    assert list(one_behind(items(), work)) == [(0, 0), (1, 10), (2, 20)]
+
+
+def test_an_error_while_encoding_is_raised():
+    class Small(Found):
+        def _found(self, i):
+            found = super()._found(i)
+            found.remove("pred_classes")
+            return found
+
+    model = Small().train()
+    with pytest.raises(AttributeError, match="pred_classes"):
+        predict(model, _loader([13, 4]), IDS)
+    assert model.training
