@@ -25,7 +25,7 @@ def encoded_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> list
     """
     if not len(masks):
         return []
-    corners = boxes.numpy().astype(np.float32)
+    masks, corners = masks.float(), boxes.float().numpy()
     # A pixel more on each side, for the borders of masks that reach the edge of their box.
     start = np.maximum(np.floor(corners[:, :2]) - 1, 0).astype(int)
     end = np.minimum(np.ceil(corners[:, 2:]) + 1, (width, height)).astype(int)

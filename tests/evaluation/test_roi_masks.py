@@ -2,6 +2,7 @@
 
 import numpy as np
 import pycocotools.mask
+import pytest
 import torch
 from detectron2.layers import paste_masks_in_image
 from hypothesis import given
@@ -34,3 +35,11 @@ def test_encoded_masks_equal_those_of_detectron2(seed, height, width, where, wha
     found = encoded_masks(masks, boxes, height, width)
     assert [rle["counts"].encode() for rle in found] == [rle["counts"] for rle in expected]
     assert all(rle["size"] == [height, width] for rle in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_masks_of_half_precision(dtype):
+    """They are encoded as the same numbers in single precision are."""
+    masks, boxes = torch.rand(3, 1, 28, 28).to(dtype), torch.tensor([[2.0, 3, 20, 30]] * 3)
+    expected = encoded_masks(masks.float(), boxes, 40, 40)
+    assert encoded_masks(masks, boxes.to(dtype), 40, 40) == expected

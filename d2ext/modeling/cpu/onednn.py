@@ -1,9 +1,9 @@
-"""Have oneDNN compute 1 x 1 convolutions and linear layers, whose results differ by rounding.
+"""Have oneDNN compute layers that torch gives to MKL; results differ by rounding.
 
-With one thread, torch computes a 1 x 1 convolution of a few images with a matrix product of MKL,
-which takes 2 to 6 times as long as oneDNN in the channels_last layout. It computes linear layers
-with MKL in any case, which took 1.4 to 1.9 times as long on an AMD EPYC. A dilation does not change
-a kernel of one pixel, but torch leaves dilated convolutions to oneDNN.
+In a process of one thread, torch computes a 1 x 1 convolution of a few images with a matrix product
+of MKL, which takes 2 to 6 times as long as oneDNN in the channels_last layout. It computes linear
+layers with MKL in any case, which took 1.4 to 1.9 times as long for the first layer of a box head
+on an AMD EPYC.
 """
 
 import torch
@@ -12,17 +12,23 @@ from torch.nn import functional as F
 
 from d2ext._compat import set_class
 
+# A dilation does not change a kernel of one pixel, but torch gives dilated convolutions to oneDNN.
 _DILATION = (2, 2)
 _MIN_INPUT = 20480  # numbers; torch does not give oneDNN smaller ones
+_MIN_FEATURES = 1024  # of both sides; MKL is faster for narrow layers
 
 
 def use_onednn(model: nn.Module) -> None:
     """Change a model's 1 x 1 convolutions and linear layers in place; keep all state dict keys."""
+    if not torch.backends.mkldnn.is_available():
+        return
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            module.dilation = _DILATION
+            if torch.get_num_threads() == 1:
+                module.dilation = _DILATION
         elif type(module) is nn.Linear:
-            set_class(module, _Linear)
+            if min(module.in_features, module.out_features) >= _MIN_FEATURES:
+                set_class(module, _Linear)
 
 
 class _Linear(nn.Linear):
@@ -35,4 +41,5 @@ class _Linear(nn.Linear):
         # takes 0.8 of the time that it takes in the channels_last layout.
         image = input.t()[None, :, :, None]
         weight = self.weight[:, :, None, None]
-        return F.conv2d(image, weight, self.bias, dilation=_DILATION)[0, :, :, 0].t()
+        out = F.conv2d(image, weight, self.bias, dilation=_DILATION)
+        return out[0, :, :, 0].t().contiguous()

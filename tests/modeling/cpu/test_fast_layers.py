@@ -166,10 +166,10 @@ def test_uneven_padding_without_a_copy(size, kernel, stride, dilation):
     torch.testing.assert_close(of_made, of_expected)
 
 
-@pytest.mark.parametrize("shape", [(64, 512), (3, 5, 512), (2, 512), (0, 512)])
+@pytest.mark.parametrize("shape", [(64, 1024), (3, 5, 1024), (2, 1024), (0, 1024)])
 def test_linear_layers_are_unchanged(shape):
     """Outputs and gradients match torch's for large, small and empty batches of any dimension."""
-    plain = nn.Linear(512, 24)
+    plain = nn.Linear(1024, 1024)
     changed = copy.deepcopy(plain)
     use_onednn(changed)
     inputs = torch.rand(shape)
@@ -177,12 +177,29 @@ def test_linear_layers_are_unchanged(shape):
     for layer in (plain, changed):
         x = inputs.clone().requires_grad_()
         y = layer(x)
-        (y * torch.arange(24.0)).sum().backward()
+        (y.view(-1) * torch.linspace(-1, 1, y.numel())).sum().backward()
         made.append((y.detach(), x.grad, layer.weight.grad, layer.bias.grad))
     torch.testing.assert_close(made[1], made[0], rtol=1e-4, atol=1e-4)
 
 
-def test_convolutions_of_one_pixel_are_unchanged():
+@pytest.mark.parametrize(("layer", "changes"), [((1024, 1024), True), ((1024, 81), False)])
+def test_only_wide_linear_layers_are_given_to_onednn(layer, changes):
+    net = nn.Linear(*layer)
+    use_onednn(net)
+    assert ("aten::mkldnn_convolution" in _operators(net, torch.rand(512, 1024))) == changes
+
+
+@pytest.fixture
+def threads():
+    """Restore torch's number of threads afterwards."""
+    number = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(number)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_convolutions_of_one_pixel_are_unchanged(threads, number):
+    threads(number)
     net = nn.Sequential(nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1, stride=2), nn.Conv2d(8, 8, 3))
     changed = copy.deepcopy(net)
     use_onednn(changed)
@@ -191,15 +208,15 @@ def test_convolutions_of_one_pixel_are_unchanged():
     assert list(changed.state_dict()) == list(net.state_dict())
 
 
-def test_one_thread_leaves_convolutions_of_one_pixel_to_onednn():
+def test_one_thread_leaves_convolutions_of_one_pixel_to_onednn(threads):
+    threads(1)
     conv = nn.Conv2d(8, 16, 1)
     use_onednn(conv)
-    x = torch.rand(1, 8, 60, 60)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.profiler.profile() as profile, torch.no_grad():
-            conv(x)
-    finally:
-        torch.set_num_threads(threads)
-    assert "aten::mkldnn_convolution" in {event.name for event in profile.events()}
+    assert "aten::mkldnn_convolution" in _operators(conv, torch.rand(1, 8, 60, 60))
+
+
+def _operators(layer, x):
+    """Return the names of the operators that a forward pass calls."""
+    with torch.profiler.profile() as profile, torch.no_grad():
+        layer(x)
+    return {event.name for event in profile.events()}
