@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from d2ext.launch.topology import find_topology
     from d2ext.predict.predictor import Predictor
     from d2ext.predict.worker import predict_rank
-    from d2ext.predict.writers import RANKS, predict_files, remove_leftovers
+    from d2ext.predict.writers import exchange_folder, predict_files, remove_leftovers
 
     chosen = args.score_threshold, args.classes
     if args.onnx:
@@ -122,11 +122,12 @@ def run(args: argparse.Namespace) -> int:
     if topology.world_size == 1:
         return predict(load())
     device = "cpu" if args.onnx else _device(args)
+    exchange = exchange_folder(args.output)
     try:
-        task = load, predict
-        return start_ranks(topology, predict_rank, task, _TIMEOUT, device, args.output / RANKS)
+        task = load, partial(predict, exchange=exchange)
+        return start_ranks(topology, predict_rank, task, _TIMEOUT, device, exchange)
     finally:
-        remove_leftovers(args.output)
+        remove_leftovers(args.output, exchange)
 
 
 def _device(args: argparse.Namespace) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import heapq
 import itertools
+import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -54,7 +55,8 @@ def outcomes_of(
     files: Sequence[Item],
     batch_size: int,
     pictures: Sequence[PictureWriter],
-    folder: Path,
+    folder: Path | None,
+    needs_objects: bool,
 ) -> Iterator[Outcome]:
     """Predict files and write their pictures; yield the outcomes on rank 0, in order.
 
@@ -67,17 +69,22 @@ def outcomes_of(
         files: All files, photos first.
         batch_size: Number of images, or of an image's tiles, that the model processes together.
         pictures: Writers of pictures.
-        folder: Folder for the files of the ranks, if there are several.
+        folder: Folder for the files of the ranks, if there are several. Each also writes its
+            process id to it, by which the launcher finds the temporary files of killed ranks.
+        needs_objects: Refuse a model that returns only a segmentation, at its first image.
 
     Raises:
-        UserError: A file cannot be written.
+        UserError: A file cannot be written, or the model returns no objects but should.
     """
     places = {item.name: place for place, item in enumerate(files)}
     ranks = comm.get_world_size()
-    outcomes = _outcomes(predictor, files, places, batch_size, pictures)
+    outcomes = _outcomes(predictor, files, places, batch_size, pictures, needs_objects)
     if ranks == 1:
         yield from outcomes
         return
+    assert folder is not None
+    with atomic_write(folder / f"{comm.get_rank()}.pid", durable=False) as file:
+        file.write(str(os.getpid()))
     with atomic_write(folder / f"{comm.get_rank()}.pickle", "wb", durable=False) as file:
         for outcome in outcomes:
             pickle.dump(outcome, file)
@@ -93,13 +100,16 @@ def _outcomes(
     places: Mapping[str, int],
     batch_size: int,
     pictures: Sequence[PictureWriter],
+    needs_objects: bool,
 ) -> Iterator[Outcome]:
     """Predict this rank's files, and yield the outcomes in the order of their places."""
     images = 1 if predictor.tiled else batch_size
     for source in sources_of(_share(files, images)):
         with _progress(source) as advance:
             for batch in batches(readable(source.items, advance), images):
-                outcomes = _predicted(predictor, batch, batch_size, pictures, source.rate)
+                outcomes = _predicted(
+                    predictor, batch, batch_size, pictures, source.rate, needs_objects
+                )
                 yield from sorted(outcomes, key=lambda outcome: places[outcome.item.name])
             for writer in pictures:
                 writer.end_video()
@@ -136,6 +146,7 @@ def _predicted(
     batch_size: int,
     pictures: Sequence[PictureWriter],
     rate: float,
+    needs_objects: bool,
 ) -> list[Outcome]:
     """Return the outcomes of a batch, those of images without a prediction first."""
     outcomes = [Outcome(_bare(i), problem=image) for i, image in batch if isinstance(image, str)]
@@ -143,6 +154,11 @@ def _predicted(
     skip = functools.partial(_skip_last, kept, outcomes)
     for prediction in predictor.predict(_pixels(batch, kept), batch_size, skip):
         item = kept.pop(0)
+        if needs_objects and prediction.all_scores is None:
+            raise UserError(
+                "the model returns only a segmentation, but --annotations and --rank need objects;"
+                " use a model that detects objects, or omit both"
+            )
         for writer in pictures:
             writer.write(item, prediction, rate)
         size = prediction.image.shape[:2]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +37,6 @@ _LONGEST = 4096  # pixels of the longer side of an overlay, which viewers open q
 _MAX_SHOWN = 10  # unreadable files to list
 _TABLES = ("detections.csv", "counts.csv")
 _FILES = ("predictions.json", *_TABLES, *RANK_FILES)
-RANKS = ".d2ext_ranks"  # folder in the output folder in which several processes exchange outcomes
 # Every OpenCV build writes VP8 in WebM and browsers play it; there is no encoder for H.264.
 _CODEC, _SUFFIX = "VP80", ".webm"
 
@@ -54,6 +54,7 @@ def predict_files(
     masks: bool = False,
     annotations: str | None = None,
     rank: bool = False,
+    exchange: Path | None = None,
 ) -> int:
     """Detect objects in images and videos, and write the predictions to a folder.
 
@@ -80,6 +81,8 @@ def predict_files(
             Earlier ones are never replaced. If no image can be read, none are written.
         rank: Write `rank.json` and `rank.txt`, the images in the order in which to label them; see
             `uncertainty`. If no image can be read, they are not written.
+        exchange: Folder in which several ranks exchange their outcomes, returned by
+            `exchange_folder`; a single process needs none.
 
     Returns:
         The exit status: 0, or 1 if a file could not be read (completely), which is logged. It is 0
@@ -115,7 +118,8 @@ def predict_files(
         pictures.append(_Cutouts(output / "cutouts", predictor.classes))
     if masks:
         pictures.append(_Masks(output / "masks"))
-    outcomes = outcomes_of(predictor, files, batch_size, pictures, output / RANKS)
+    needs_objects = annotations is not None or rank
+    outcomes = outcomes_of(predictor, files, batch_size, pictures, exchange, needs_objects)
     if not comm.is_main_process():
         list(outcomes)  # empty, because rank 0 gets those of all ranks
         return 0
@@ -139,8 +143,6 @@ def predict_files(
             if outcome.problem:
                 unreadable.append((item.path, outcome.problem))
                 continue
-            if annotations or rank:
-                _check_has_objects(outcome)
             height, width = outcome.size
             images.append(
                 {
@@ -187,25 +189,11 @@ def _check_no_videos(files: Iterable[Item]) -> None:
             )
 
 
-def _check_has_objects(outcome: Outcome) -> None:
-    if outcome.all_scores is None:
-        raise UserError(
-            "the model returns only a segmentation, but --annotations and --rank need objects; use"
-            " a model that detects objects, or omit both"
-        )
-
-
 def _clear(output: Path, index: dict[str, Any]) -> None:
     """Create the output folder, or remove earlier predictions from it, and mark it as ours."""
     with _writing(output / "images.json"):
-        if any(output.iterdir()):
-            if not _is_ours(output / "images.json"):
-                raise UserError(
-                    f"--output {output} is not empty and does not hold earlier predictions; choose"
-                    " another --output"
-                )
+        if _holds_predictions(output):
             logger.info("Replacing the earlier predictions in %s", output)
-            remove_leftovers(output)
             for name in _FILES:
                 (output / name).unlink(missing_ok=True)
             for folder in ("overlays", "cutouts", "masks", "splash"):
@@ -214,12 +202,36 @@ def _clear(output: Path, index: dict[str, Any]) -> None:
     write_json(output / "images.json", index)
 
 
-def remove_leftovers(output: Path) -> None:
-    """Delete the temporary files of processes that were killed, and those of the ranks."""
-    shutil.rmtree(output / RANKS, ignore_errors=True)
-    for name in (*_FILES, "images.json"):
-        for path in output.glob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
+def _holds_predictions(output: Path) -> bool:
+    """Return whether the output folder holds earlier predictions.
+
+    Raises:
+        UserError: It holds other files.
+    """
+    if not output.exists() or not any(output.iterdir()):
+        return False
+    if not _is_ours(output / "images.json"):
+        raise UserError(
+            f"--output {output} is not empty and does not hold earlier predictions; choose"
+            " another --output"
+        )
+    return True
+
+
+def exchange_folder(output: Path) -> Path:
+    """Return the folder in which the ranks that this process starts exchange their outcomes."""
+    return output / f".d2ext_ranks.{os.getpid()}"
+
+
+def remove_leftovers(output: Path, exchange: Path) -> None:
+    """Delete the exchange folder, and the temporary files of its ranks, which may have been killed.
+
+    Other processes may be writing to the same output folder.
+    """
+    for file in exchange.glob("*.pid"):
+        for name in (*_FILES, "images.json"):
+            (output / f".{name}.{file.read_text()}.tmp").unlink(missing_ok=True)
+    shutil.rmtree(exchange, ignore_errors=True)
 
 
 def _is_ours(index: Path) -> bool:

@@ -15,6 +15,7 @@ import pycocotools.mask
 import pytest
 from PIL import Image
 
+from d2ext.predict.writers import remove_leftovers
 from tests.cli.test_terminal import on_a_terminal
 from tests.conftest import REPO, checkout_env
 
@@ -280,6 +281,22 @@ def test_earlier_predictions_are_replaced(predict, photos, tmp_path):
     assert f"Replacing the earlier predictions in {out}" in done.stdout
     assert sorted(p.name for p in (out / "splash").rglob("*.jpg")) == ["a.jpg", "a.jpg", "b.jpg"]
     assert not (out / "overlays").exists() and (out / "mine.txt").read_text() == "mine"
+
+
+def test_files_of_other_running_predictions_stay(predict, photos, tmp_path):
+    """Neither a second prediction nor the end of one with several processes deletes them."""
+    out, exchange = tmp_path / "out", tmp_path / "out" / ".d2ext_ranks.1"
+    assert predict(photos / "a.jpg").status == 0
+    (tmp_path / "out" / ".d2ext_ranks.2").mkdir()
+    for name in (".predictions.json.11.tmp", ".predictions.json.22.tmp", ".d2ext_ranks.2/0.pid"):
+        (out / name).write_text("22")
+    assert predict(photos / "a.jpg").status == 0
+    exchange.mkdir()
+    (exchange / "0.pid").write_text("11")
+    remove_leftovers(out, exchange)
+    hidden = {str(path.relative_to(out)) for path in out.rglob(".*")}
+    assert hidden == {".predictions.json.22.tmp", ".d2ext_ranks.2"}
+    assert (out / ".d2ext_ranks.2" / "0.pid").exists()
 
 
 @pytest.mark.parametrize("file", ["images.json", "overlays/mine.jpg"])

@@ -10,6 +10,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from PIL import Image
 
 import d2ext
@@ -17,6 +18,8 @@ from d2ext.data.convert import convert_to_coco
 from d2ext.data.formats.coco import coco_classes, read_coco
 from d2ext.errors import UserError
 from d2ext.predict.names import ANNOTATIONS
+from d2ext.predict.outcomes import outcomes_of
+from d2ext.predict.sources import find_inputs
 from d2ext.predict.writers import predict_files
 from tests.conftest import LITE0, REPO
 
@@ -325,6 +328,16 @@ def test_models_without_objects_are_refused(photos, arguments):
     with pytest.raises(UserError, match="returns only a segmentation, but --annotations and --ra"):
         predict_files(semantic, [photos], Path("out"), overlays=False, **arguments)
     assert not Path("out/coco.json").exists() and not Path("out/rank.txt").exists()
+
+
+def test_each_rank_refuses_a_model_without_objects(photos, tmp_path, monkeypatch):
+    """It does so at its first photo, not after the whole prediction."""
+    semantic = d2ext.Predictor(Semantic(), d2ext.load_config(REPO / LITE0), ["ball"])
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    files = find_inputs([photos], tmp_path / "out", [])
+    outcomes = outcomes_of(semantic, files, 1, [], tmp_path / "ranks", needs_objects=True)
+    with pytest.raises(UserError, match="returns only a segmentation, but --annotations and --ra"):
+        next(outcomes)
 
 
 def test_nothing_is_written_if_no_photo_can_be_read(predictor, tmp_path, caplog):
