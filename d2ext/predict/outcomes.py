@@ -88,6 +88,7 @@ def outcomes_of(
     with atomic_write(folder / f"{comm.get_rank()}.pickle", "wb", durable=False) as file:
         for outcome in outcomes:
             pickle.dump(outcome, file)
+        pickle.dump(None, file)
     wait_for_ranks("the predictions of the other ranks")
     if comm.is_main_process():
         read = [_read(folder / f"{rank}.pickle") for rank in range(ranks)]
@@ -127,9 +128,10 @@ def _share(files: Sequence[Item], batch_size: int) -> list[Item]:
 
 
 def _read(file: Path) -> Iterator[Outcome]:
-    with open(file, "rb") as f, contextlib.suppress(EOFError):
-        while True:
-            yield pickle.load(f)
+    """Yield the outcomes of a rank, up to the None at the end."""
+    with open(file, "rb") as f:
+        while (outcome := pickle.load(f)) is not None:
+            yield outcome
 
 
 def _progress(source: ImageSource) -> contextlib.AbstractContextManager[Callable[[int], Any]]:

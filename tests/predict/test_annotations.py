@@ -1,6 +1,7 @@
 """Predictions as annotations for a tool: each format is read again and gives the same objects."""
 
 import json
+import pickle
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,7 +19,7 @@ from d2ext.data.convert import convert_to_coco
 from d2ext.data.formats.coco import coco_classes, read_coco
 from d2ext.errors import UserError
 from d2ext.predict.names import ANNOTATIONS
-from d2ext.predict.outcomes import outcomes_of
+from d2ext.predict.outcomes import Outcome, outcomes_of
 from d2ext.predict.sources import find_inputs
 from d2ext.predict.writers import predict_files
 from tests.conftest import LITE0, REPO
@@ -338,6 +339,19 @@ def test_each_rank_refuses_a_model_without_objects(photos, tmp_path, monkeypatch
     outcomes = outcomes_of(semantic, files, 1, [], tmp_path / "ranks", needs_objects=True)
     with pytest.raises(UserError, match="returns only a segmentation, but --annotations and --ra"):
         next(outcomes)
+
+
+def test_truncated_outcomes_of_another_rank_are_an_error(predictor, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    ranks = tmp_path / "ranks"
+    ranks.mkdir()
+    files = find_inputs([photos], tmp_path / "out", [])
+    (ranks / "1.pickle").write_bytes(pickle.dumps(Outcome(files[1])))
+    with pytest.raises(EOFError):
+        list(outcomes_of(predictor(), files, 1, [], ranks, needs_objects=False))
+    (ranks / "1.pickle").write_bytes(pickle.dumps(Outcome(files[1])) + pickle.dumps(None))
+    found = list(outcomes_of(predictor(), files, 1, [], ranks, needs_objects=False))
+    assert [outcome.item for outcome in found] == files
 
 
 def test_nothing_is_written_if_no_photo_can_be_read(predictor, tmp_path, caplog):
