@@ -16,6 +16,7 @@ video is processed by one of them.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from pathlib import Path
 from d2ext.cli.arguments import add_config, make_parser, take_config
 from d2ext.predict.names import ANNOTATIONS, RANKS
 from d2ext.run_dir.logging import setup_logging
+
+logger = logging.getLogger(__name__)
 
 # Seconds that a process waits for the others, one of which may have the longest video: a week.
 _TIMEOUT = 7 * 24 * 3600.0
@@ -93,11 +96,17 @@ def run(args: argparse.Namespace) -> int:
     """Predict; return the exit status."""
     setup_logging()
 
+    from d2ext.launch.device import choose_device
     from d2ext.launch.spawn import start_ranks
     from d2ext.launch.topology import find_topology
     from d2ext.predict.predictor import Predictor
     from d2ext.predict.worker import predict_rank
-    from d2ext.predict.writers import exchange_folder, predict_files, remove_leftovers
+    from d2ext.predict.writers import (
+        exchange_folder,
+        predict_files,
+        prepare_files,
+        remove_leftovers,
+    )
 
     chosen = args.score_threshold, args.classes
     if args.onnx:
@@ -121,7 +130,10 @@ def run(args: argparse.Namespace) -> int:
     topology = find_topology({}, args.num_gpus, num_machines=1, machine_rank=0)
     if topology.world_size == 1:
         return predict(load())
-    device = "cpu" if args.onnx else _device(args)
+    # Errors of one rank name it, and come only after the model has been loaded.
+    prepare_files(args.inputs, args.output, args.annotations, args.rank is not None)
+    device, described = choose_device("cpu" if args.onnx else _requested(args), args.num_gpus)
+    logger.info("%s", described)
     exchange = exchange_folder(args.output)
     try:
         task = load, partial(predict, exchange=exchange)
@@ -130,15 +142,9 @@ def run(args: argparse.Namespace) -> int:
         remove_leftovers(args.output, exchange)
 
 
-def _device(args: argparse.Namespace) -> str:
-    """Return the device of the config.
-
-    Raises:
-        UserError: The machine has fewer GPUs than --num-gpus.
-    """
+def _requested(args: argparse.Namespace) -> str:
+    """Return the device that the config requests."""
     from d2ext.config.load import load_config
     from d2ext.config.options import TrainOptions
-    from d2ext.launch.device import choose_device
 
-    options = TrainOptions.from_config(load_config(args.config_file, args.options).train)
-    return choose_device(options.device, args.num_gpus)[0]
+    return TrainOptions.from_config(load_config(args.config_file, args.options).train).device

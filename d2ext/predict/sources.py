@@ -1,8 +1,6 @@
 """Find the inputs of a prediction (images, folders and videos) and read them one by one."""
 
 import itertools
-import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,8 +13,6 @@ from d2ext.data.formats.images import SUFFIXES
 from d2ext.data.formats.json_io import files_in
 from d2ext.data.loading.image_io import read_photo
 from d2ext.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
 # Images to read in advance while the model runs: at most so many, and of large ones only one.
@@ -89,9 +85,6 @@ def _files(path: Path, made: Path, others: list[tuple[Path, str]]) -> list[Item]
         if len(taken) < len(names):
             left = sorted(set(names).difference(taken))
             others += [(path / name, "has no suffix of an image or a video") for name in left]
-            counts = Counter(name.suffix.lower() or name.name for name in left)
-            kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
-            logger.info("%s: skipped files that are neither images nor videos: %s", path, kinds)
         return [Item(_stem(name), str(path / name), path / name) for name in taken]
     if not path.exists():
         raise UserError(f"{path} does not exist; give images, folders or videos")

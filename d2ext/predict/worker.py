@@ -18,5 +18,7 @@ def predict_rank(load: Callable[[], Predictor], predict: Callable[[Predictor], i
     """
     setup_logging(quiet=not comm.is_main_process())
     if not comm.is_main_process():
-        logging.disable(logging.WARNING)  # rank 0 prints the same warnings
-    return predict(load())
+        logging.disable(logging.WARNING)  # rank 0 prints the same warnings about the model
+    predictor = load()
+    logging.disable(logging.NOTSET)
+    return predict(predictor)

@@ -93,13 +93,13 @@ def predict_files(
             written. With `annotations` or `rank`: an input is a video, the model returns only a
             segmentation, annotations of the format exist, or two images would share a label file.
     """
-    others: list[tuple[Path, str]] = []
-    files = broadcast_from_rank0(lambda: find_inputs(inputs, output, others))
-    if annotations or rank:
-        _check_no_videos(files)
-    labels = None
-    if annotations:
-        labels = Annotations(annotations, output, inputs, files, predictor.classes)
+    files, others, labels = broadcast_from_rank0(
+        lambda: prepare_files(inputs, output, annotations, rank, predictor.classes)
+    )
+    if others and comm.is_main_process():
+        counted = Counter(path.suffix.lower() or path.name for path, _ in others)
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(counted.items()))
+        logger.info("Skipped files that are neither images nor videos: %s", kinds)
     categories = [{"id": i, "name": name} for i, name in enumerate(predictor.classes, start=1)]
     index: dict[str, Any] = {
         "info": _INFO,
@@ -180,6 +180,39 @@ def predict_files(
     return int(bool(unreadable))
 
 
+def prepare_files(
+    inputs: Sequence[str | Path],
+    output: Path,
+    annotations: str | None,
+    rank: bool,
+    classes: Sequence[str] = (),
+) -> tuple[list[Item], list[tuple[Path, str]], Annotations | None]:
+    """Find the inputs of `predict_files`, and check them and the output folder.
+
+    Args:
+        inputs: Argument of `predict_files`, as are the next three.
+        output: Output folder, which stays as it is.
+        annotations: Format of files for an annotation tool.
+        rank: Whether the images will be ranked.
+        classes: Names of the model's classes, for the annotations.
+
+    Returns:
+        The images and videos; other files in the folders, each with the reason why it is skipped;
+        and the empty annotations, or None.
+
+    Raises:
+        UserError: As in `predict_files`, except for a model without objects.
+    """
+    others: list[tuple[Path, str]] = []
+    files = find_inputs(inputs, output, others)
+    if annotations or rank:
+        _check_no_videos(files)
+    labels = Annotations(annotations, output, inputs, files, classes) if annotations else None
+    with _reporting(output / "images.json"):
+        _holds_predictions(output)
+    return files, others, labels
+
+
 def _check_no_videos(files: Iterable[Item]) -> None:
     for item in files:
         if is_video(item):
@@ -245,8 +278,15 @@ def _is_ours(index: Path) -> bool:
 @contextlib.contextmanager
 def _writing(file: Path) -> Iterator[None]:
     """Create a file's folder; turn an OSError there or in the block into a UserError."""
-    try:
+    with _reporting(file):
         file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+
+
+@contextlib.contextmanager
+def _reporting(file: Path) -> Iterator[None]:
+    """Turn an OSError in the block, which prepares for a file, into a UserError."""
+    try:
         yield
     except OSError as e:
         no_folder = isinstance(e, FileExistsError | NotADirectoryError)

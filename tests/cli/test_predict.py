@@ -187,7 +187,7 @@ def test_skipped_files_are_reported(predict, photos, tmp_path):
     assert all("cannot be read" in skipped[name] for name in ("IMG_1.HEIC", "empty.mp4"))
     assert "no suffix of an image or a video" in skipped["raw.CR3"]
     assert "IMG_1.HEIC cannot be read" in done.stdout and "empty.mp4 cannot be" in done.stdout
-    assert "skipped files that are neither images nor videos: .cr3 (1), .txt (1)" in done.stdout
+    assert "Skipped files that are neither images nor videos: .cr3 (1), .txt (1)" in done.stdout
 
 
 @pytest.mark.parametrize("more", [(), ("--batch-size", "2"), ("--options", "+data.tiles=5000")])
@@ -268,6 +268,22 @@ def test_the_number_of_processes_is_checked(predict, photos, tmp_path, monkeypat
     done = predict(photos, "--num-gpus", "2", "--options", "train.device=cuda")
     assert done.status == 2 and "--num-gpus 2 is more than this machine has" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_have_the_errors_of_one(predict, photos, tmp_path):
+    """Inputs and the output folder are checked before the processes start."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    cases = [
+        (["nowhere"], "error: nowhere does not exist"),
+        ([photos], f"error: --output {tmp_path / 'out'} is not empty and does not hold earlier"),
+        ([film(tmp_path / "a.mp4", photos / "a.jpg"), "--rank", "uncertain"], "is a video, but"),
+    ]
+    for args, words in cases:
+        done = predict(*args, "--num-gpus", "2")
+        assert done.status == 2 and words in done.stderr and "rank 1" not in done.stderr, done
+        assert done.stderr == predict(*args).stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
 def test_earlier_predictions_are_replaced(predict, photos, tmp_path):
