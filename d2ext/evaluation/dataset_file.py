@@ -12,10 +12,9 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +78,25 @@ def read_dataset(path: Path, with_masks: bool, with_keypoints: bool = False) -> 
     Raises:
         UserError: The file is not valid, as in `read_strict`, or keypoints are malformed.
     """
-    coco = read_strict(path, with_masks)
-    keypoints = _read_keypoints(path) if with_keypoints else None
-    if flat := int((coco.boxes[:, 2:] == 0).any(1).sum()):
+    dataset = _read_silently(path, with_masks, with_keypoints)
+    _warn_of_flat_boxes(dataset)
+    return dataset
+
+
+def _warn_of_flat_boxes(dataset: DatasetFile) -> None:
+    if flat := int((dataset.ground_truth.boxes[:, 2:] == 0).any(1).sum()):
         logger.warning(
             "%s: %d objects have a box without an area and always count as missed (a run drops"
             " them)",
-            path,
+            dataset.path,
             flat,
         )
+
+
+def _read_silently(path: Path, with_masks: bool, with_keypoints: bool) -> DatasetFile:
+    """Return the result of `read_dataset`, without the log of a reader that may not be used."""
+    coco = read_strict(path, with_masks)
+    keypoints = _read_keypoints(path) if with_keypoints else None
     ground_truth = GroundTruth(
         image_ids=coco.image_ids,
         file_names=coco.image_names,
@@ -117,7 +126,8 @@ def reading_dataset(
     """Read a large COCO annotation file in a second process while the caller does other work.
 
     The process also draws the polygons, which takes most of its time, so that the ground truth has
-    RLEs only. It is used if masks are expected and a second core is available.
+    RLEs only. It is used if masks are expected and a second core is available, and killed if its
+    result is not needed.
 
     Args:
         path: Path of the file.
@@ -133,31 +143,50 @@ def reading_dataset(
         return
     # Threads would contend for the GIL. A forked process starts at once; it must not call hotcoco,
     # whose threads it lacks.
-    with ProcessPoolExecutor(1, get_context("fork"), _become_reader) as pool:
-        drawn = pool.submit(_read_drawn, path)
+    fork = get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    reader = fork.Process(target=_send_drawn, args=(path, sender))
+    reader.start()
+    sender.close()  # so that the end of the process ends the pipe
 
-        def read(with_masks: bool, with_keypoints: bool) -> DatasetFile:
-            if with_keypoints or not with_masks:
-                return read_dataset(path, with_masks, with_keypoints)
-            try:
-                return drawn.result()
-            except BrokenProcessPool:
-                raise UserError(
-                    f"the process that reads {path} was killed, most likely because memory ran out;"
-                    " close other programs, or use one core (taskset -c 0 ...)"
-                ) from None
+    def read(with_masks: bool, with_keypoints: bool) -> DatasetFile:
+        if with_keypoints or not with_masks:
+            reader.kill()
+            return read_dataset(path, with_masks, with_keypoints)
+        try:
+            found = receiver.recv()
+        except EOFError:
+            raise UserError(
+                f"the process that reads {path} was killed, most likely because memory ran out;"
+                " close other programs, or use one core (taskset -c 0 ...)"
+            ) from None
+        if isinstance(found, Exception):
+            raise found
+        _warn_of_flat_boxes(found)
+        return found
 
+    try:
         yield read
+    finally:  # also after an error of the caller or Ctrl-C, which need not wait for it
+        reader.kill()
+        reader.join()
+        receiver.close()
 
 
-def _become_reader() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent waits for it
+def _send_drawn(path: Path, sender: Connection) -> None:
+    """Send the result of `_read_drawn`, or the exception that it raises, from a forked process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent kills it
     die_with_parent()
+    try:
+        found: DatasetFile | Exception = _read_drawn(path)
+    except Exception as e:  # the parent raises it
+        found = e
+    sender.send(found)
 
 
 def _read_drawn(path: Path) -> DatasetFile:
     """Return the dataset with its polygons as compressed RLEs."""
-    dataset = read_dataset(path, with_masks=True)
+    dataset = _read_silently(path, with_masks=True, with_keypoints=False)
     ground_truth = dataset.ground_truth
     if ground_truth.segmentations is None:
         return dataset

@@ -33,7 +33,7 @@ from d2ext.evaluation.results_file import (
     NO_RESULTS,
     read_parts,
     read_results,
-    starts_with_mask,
+    starts_with_masks_only,
     to_detections,
 )
 from d2ext.files import atomic_write, finite_or_none
@@ -159,7 +159,7 @@ def _evaluated(
     Returns:
         The results, the analyses by task, and other keys of the output file.
     """
-    with reading_dataset(dataset, starts_with_mask(predictions[0])) as read:
+    with reading_dataset(dataset, starts_with_masks_only(predictions[0])) as read:
         results = read_parts(predictions)
         data = read(
             results is NO_RESULTS or results.segmentation is not None,

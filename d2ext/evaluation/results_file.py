@@ -72,12 +72,13 @@ class Results:
 NO_RESULTS = Results([], [], np.zeros(0))
 
 
-def starts_with_mask(path: Path) -> bool:
-    """Return whether the first entry of a results file seems to have a mask."""
+def starts_with_masks_only(path: Path) -> bool:
+    """Return whether the first entries of a results file seem to have masks and no keypoints."""
     if not path.is_file():  # reading from a pipe would remove what is read
         return False
     with contextlib.suppress(OSError), open(path, "rb") as f:  # read_results reports errors
-        return b'"segmentation"' in f.read(_HEAD)
+        head = f.read(_HEAD)
+        return b'"segmentation"' in head and b'"keypoints"' not in head
     return False
 
 

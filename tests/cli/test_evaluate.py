@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from d2ext.errors import UserError
+from d2ext.evaluation.offline import evaluate_files
 from tests.evaluation.edge_cases import corners, official, rle
 
 SIZE = {"height": 120, "width": 160}
@@ -159,6 +161,47 @@ def test_errors_of_large_files_are_one_line(evaluate, masked):
     done = evaluate(results, content=_large(content))
     assert done.status == 2 and done.stderr.count("\n") == 1
     assert "annotations[1] refers to an unknown image, 99" in done.stderr
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="needs a second core")
+@pytest.mark.parametrize("first", ["masks", "no masks", "long masks and keypoints"])
+def test_objects_without_area_are_logged_once(repo, tmp_path, masked, first):
+    """Whichever process reads the large file."""
+    content, results = masked
+    content["annotations"].append({**content["annotations"][0], "id": 99, "bbox": [1, 1, 0, 5]})
+    if first == "no masks":  # but the text looks as if there were
+        results = [{"segmentation": None, **r} for r in _results()]
+    if first == "long masks and keypoints":  # beyond the beginning of the file
+        runs = [2, 1] * 6_000
+        results[0]["segmentation"] = {"size": [120, 160], "counts": [*runs, 1_200]}
+        for entry in (*results, *content["annotations"]):
+            entry["keypoints"] = [5, 5, 2] * 17
+    annotations, found = tmp_path / "a.json", tmp_path / "b.json"
+    annotations.write_text(json.dumps(_large(content)))
+    found.write_text(json.dumps(results))
+    # As a process, because the output of the reader counts, too.
+    command = [sys.executable, str(repo / "tools" / "evaluate.py"), str(found), "--resamples", "0"]
+    command += ["--dataset", str(annotations)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("1 objects have a box without an area") == 1
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="needs a second core")
+def test_errors_of_results_do_not_wait_for_the_reader(tmp_path, masked):
+    content, results = masked
+    content["annotations"] *= 60_000  # takes much longer to read than the results
+    annotations, found = tmp_path / "a.json", tmp_path / "b.json"
+    annotations.write_text(json.dumps(content))
+    found.write_text(json.dumps([*results, {"image_id": 1, "segmentation": None}]))
+    start = time.monotonic()
+    with pytest.raises(UserError, match="category_id"):
+        evaluate_files([found], annotations, ["coco"])
+    seconds = time.monotonic() - start
+    assert not multiprocessing.active_children()
+    start = time.monotonic()
+    json.loads(annotations.read_bytes())
+    assert seconds < time.monotonic() - start
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="needs a second core")
