@@ -102,13 +102,14 @@ class Side:
         self.environment = {**os.environ, "PYTHONPATH": paths, FILE: str(self.note)}
 
     def run(self, *arguments: object) -> tuple[float, float, float, str]:
-        """Run a command with an empty folder.
+        """Run a command with an empty folder and without the note of an earlier run.
 
         Returns:
             The moment of its start on the monotonic clock, its seconds, the peak memory in MB of
             its largest process, and its output.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.note.unlink(missing_ok=True)  # so that a run that writes none fails
         command = [self.python, *map(str, arguments)]
         with tempfile.TemporaryFile("w+") as out:
             start = time.monotonic()

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from d2ext.data.prepare.balloon import describe_balloon
+from d2ext.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results.json"
@@ -73,7 +74,7 @@ def record(
         "photos": photos() if on_photos else None,
         "machine": machine(),
     }
-    RESULTS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+    write_json(RESULTS, dict(sorted(known.items())))
     print(f"{name}: {ours:.4g} {unit}, theirs {theirs:.4g} {unit}, ratio {ratio:.2f}", flush=True)
 
 
@@ -81,4 +82,4 @@ def keep(name: str, rows: list[dict]) -> None:
     """Store the rows of a table in tables.json, from which run_all.py makes it."""
     known = json.loads(TABLES.read_text()) if TABLES.exists() else {}
     known[name] = {"machine": machine(), "rows": rows}
-    TABLES.write_text(json.dumps(known, indent=1) + "\n")
+    write_json(TABLES, known)

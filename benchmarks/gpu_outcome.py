@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -149,4 +150,7 @@ def write_tiny_photos(folder: Path) -> None:
         sys.path.append(str(ROOT))
         from tests.balloons import write_balloons
 
-        write_balloons(folder / "tiny" / "balloon", num_train=6, num_val=2)
+        unfinished = folder / "tiny.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was interrupted
+        write_balloons(unfinished / "balloon", num_train=6, num_val=2)
+        unfinished.rename(folder / "tiny")

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -189,7 +190,11 @@ def bench(tmp_path) -> Path:
     before = {"mapper_cached": old | {"ratio": 9.0}, "step_r50": old | {"ratio": 1.1}}
     before["step_r50"]["photos"] = "original"
     (folder / "results.json").write_text(json.dumps(before))
-    (folder / "tables.json").write_text("{}")
+    rows = [
+        {"measured": name, "ratio": ratio} for name, ratio in (("first step", 0.8), ("step", 1.5))
+    ]
+    tables = {"mmdetection": {"machine": "an old machine", "rows": rows}}
+    (folder / "tables.json").write_text(json.dumps(tables))
     new = FIGURE | {"machine": "a new machine"}
     parts = {
         "mapper": (
@@ -230,11 +235,20 @@ def test_the_benchmarks_end_with_missed_targets_and_parts_that_could_not_run(ben
     ]
     page = (bench / "benchmarks/RESULTS.md").read_text()
     missed = "mapper_scaled 2.00 (target 3, reduced photos), step_r50 1.10 (target 1.6)"
-    assert f"Below their target: {missed}. Not measured:" in " ".join(page.split())
+    missed += ", first step against MMDetection 0.80 (target above 1)"
+    assert f"Below their target: {missed}. Not measured: `roi_align`," in " ".join(page.split())
     assert "| 2.40 | 2.3 | 5 | reduced |" in page
     assert "- an old machine: `mapper_cached`, `step_r50`\n" in page
     times = page.partition("## Time of the parts")[2]
     assert re.findall(r"^\| (\w+) \| 0\.\d \|", times, re.M) == ["via_to_coco", "evaluation"]
+
+
+def test_parts_before_an_interruption_are_on_the_page(bench):
+    killing = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
+    (bench / "benchmarks/overlays.py").write_text(killing)
+    assert _run_all(bench, "via_to_coco", "overlays").returncode == -signal.SIGKILL
+    page = (bench / "benchmarks/RESULTS.md").read_text()
+    assert "| `via_convert` |" in page and "| via_to_coco | 0." in page
 
 
 def test_the_benchmarks_say_that_all_targets_are_reached(bench):
