@@ -332,7 +332,7 @@ def test_models_without_objects_are_refused(photos, arguments):
 
 
 def test_each_rank_refuses_a_model_without_objects(photos, tmp_path, monkeypatch):
-    """It does so at its first photo, not after the whole prediction."""
+    """The error comes with its first photo, not after the whole prediction."""
     semantic = d2ext.Predictor(Semantic(), d2ext.load_config(REPO / LITE0), ["ball"])
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     files = find_inputs([photos], tmp_path / "out", [])
