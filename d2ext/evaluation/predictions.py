@@ -126,7 +126,12 @@ def predict(
 
     outputs = _outputs(model, loader, before_batch, bool(evaluators), needs_instances)
     try:
-        with mode(), contextlib.closing(one_behind(outputs, encode)) as batches:
+        # An error's traceback keeps generators alive, and with them the loader's workers.
+        with (
+            mode(),
+            contextlib.closing(outputs),
+            contextlib.closing(one_behind(outputs, encode)) as batches,
+        ):
             for batch, encoded in batches:
                 photos: list[tuple[dict, dict]] = []  # with tiles, those that are complete
                 for sample, output, found in zip(batch.inputs, batch.outputs, encoded, strict=True):
@@ -171,22 +176,23 @@ def _outputs(
     before_batch: Callable[[], None],
     as_called: bool,
     needs_instances: bool,
-) -> Iterator[_Batch]:
+) -> Generator[_Batch, None, None]:
     """Yield the batches of a loader with the outputs of a model."""
-    for inputs in filter(None, interruptibly(loader)):  # empty without readable images
-        before_batch()
-        outputs = model(inputs) if as_called else list(outputs_of(model, inputs))
-        for output in outputs if needs_instances else ():
-            if "instances" not in output:
-                raise UserError(
-                    f"the model returns {', '.join(output)}, but no instances, which metrics need"
-                    " (CocoMetric's task proposals evaluates their boxes regardless of the class);"
-                    " use evaluators of Detectron2 such as SemSegEvaluator, or turn evaluation off"
-                    f" ({option('--no-validate')})"
-                )
-        # The copy from a GPU must precede the next batch's work there.
-        found = [o["instances"].to("cpu") if "instances" in o else None for o in outputs]
-        yield _Batch(inputs, outputs, found)
+    with contextlib.closing(interruptibly(loader)) as batches:
+        for inputs in filter(None, batches):  # empty without readable images
+            before_batch()
+            outputs = model(inputs) if as_called else list(outputs_of(model, inputs))
+            for output in outputs if needs_instances else ():
+                if "instances" not in output:
+                    raise UserError(
+                        f"the model returns {', '.join(output)}, but no instances, which metrics"
+                        " need (CocoMetric's task proposals evaluates their boxes regardless of the"
+                        " class); use evaluators of Detectron2 such as SemSegEvaluator, or turn"
+                        f" evaluation off ({option('--no-validate')})"
+                    )
+            # The copy from a GPU must precede the next batch's work there.
+            found = [o["instances"].to("cpu") if "instances" in o else None for o in outputs]
+            yield _Batch(inputs, outputs, found)
 
 
 def _found(

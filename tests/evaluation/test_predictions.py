@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.engine import launch
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
 
 from d2ext.data.datasets.classes import FILE_IDS, select_metadata
@@ -212,3 +213,33 @@ def test_an_error_while_encoding_is_raised():
     with pytest.raises(AttributeError, match="pred_classes"):
         predict(model, _loader([13, 4]), IDS)
     assert model.training
+
+
+@pytest.mark.parametrize("wrong", ["encode", "evaluator", "model"])
+def test_the_loader_is_closed_before_an_error_is_handled(wrong):
+    """Even though the traceback of the error keeps the generators alive."""
+    closed = []
+
+    def loader():
+        try:
+            yield from _loader([13, 4, 0, 1, 2, 3])
+        finally:
+            closed.append(True)
+
+    class Failing(Found):
+        def _found(self, i):
+            found = super()._found(i)
+            if wrong == "encode":
+                found.remove("pred_classes")
+            elif wrong == "model":
+                raise AttributeError("scores")
+            return found
+
+    class Evaluator(DatasetEvaluator):
+        def process(self, inputs, outputs):
+            raise AttributeError("scores")
+
+    evaluators = {"own": Evaluator()} if wrong == "evaluator" else {}
+    with pytest.raises(Exception, match="pred_classes|scores") as error:
+        predict(Failing(), loader(), IDS, evaluators=evaluators)
+    assert closed and error.traceback
