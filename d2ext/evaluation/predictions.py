@@ -55,11 +55,15 @@ class Predictions:
 
 
 class _Batch(NamedTuple):
-    """Inputs and outputs of a model, and the outputs' instances on the CPU, each by image."""
+    """Inputs and outputs of a model by image, and what is kept of the outputs on the CPU.
+
+    The images and the outputs are empty if no evaluator needs them.
+    """
 
     inputs: list[dict]
     outputs: list[dict]
     instances: list[Any]
+    segmentations: list[Segmentation | None]
 
 
 class _Found(NamedTuple):
@@ -121,23 +125,29 @@ def predict(
     mode = torch.no_grad if evaluators else torch.inference_mode
 
     def encode(batch: _Batch) -> list[_Found]:
-        with mode():  # a setting of each thread
-            return [_found(place, metadata, *image) for image in zip(*batch, strict=True)]
+        # A setting of each thread, like autocast, which encoding does not need.
+        with mode():
+            parts = zip(batch.inputs, batch.instances, batch.segmentations, strict=True)
+            return [_found(place, *part) for part in parts]
 
-    outputs = _outputs(model, loader, before_batch, bool(evaluators), needs_instances)
+    outputs = _outputs(model, loader, before_batch, bool(evaluators), needs_instances, metadata)
+    # On a CPU, a thread would take the model's time, and keep a batch more in memory.
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    encoded_batches = (
+        ((batch, encode(batch)) for batch in outputs) if on_cpu else one_behind(outputs, encode)
+    )
     try:
         # An error's traceback keeps generators alive, and with them the loader's workers.
         with (
             mode(),
             contextlib.closing(outputs),
-            contextlib.closing(one_behind(outputs, encode)) as batches,
+            contextlib.closing(encoded_batches) as batches,
         ):
             for batch, encoded in batches:
                 photos: list[tuple[dict, dict]] = []  # with tiles, those that are complete
                 for sample, output, found in zip(batch.inputs, batch.outputs, encoded, strict=True):
                     photo = sample, output
                     if "tile" in sample:
-                        check_joinable(output)
                         assert found.detections is not None
                         whole = open_photos.add(sample, found.detections, found.image)
                         if whole is None:
@@ -151,6 +161,7 @@ def predict(
                 for name, evaluator in evaluators.items() if photos else ():
                     with errors_located(f"evaluators.{name}"):
                         evaluator.process([p[0] for p in photos], [p[1] for p in photos])
+                del batch, photos, photo, sample, output  # free a GPU's memory for the next one
     finally:
         model.train(training)
     messages = getattr(loader, "left_out", [])  # custom loaders lack it
@@ -176,36 +187,48 @@ def _outputs(
     before_batch: Callable[[], None],
     as_called: bool,
     needs_instances: bool,
+    metadata: Any,
 ) -> Generator[_Batch, None, None]:
     """Yield the batches of a loader with the outputs of a model."""
     with contextlib.closing(interruptibly(loader)) as batches:
         for inputs in filter(None, batches):  # empty without readable images
             before_batch()
-            outputs = model(inputs) if as_called else list(outputs_of(model, inputs))
-            for output in outputs if needs_instances else ():
-                if "instances" not in output:
-                    raise UserError(
-                        f"the model returns {', '.join(output)}, but no instances, which metrics"
-                        " need (CocoMetric's task proposals evaluates their boxes regardless of the"
-                        " class); use evaluators of Detectron2 such as SemSegEvaluator, or turn"
-                        f" evaluation off ({option('--no-validate')})"
-                    )
-            # The copy from a GPU must precede the next batch's work there.
-            found = [o["instances"].to("cpu") if "instances" in o else None for o in outputs]
-            yield _Batch(inputs, outputs, found)
+            yield _run(model, inputs, as_called, needs_instances, metadata)
+
+
+def _run(
+    model: nn.Module, inputs: list[dict], as_called: bool, needs_instances: bool, metadata: Any
+) -> _Batch:
+    outputs = model(inputs) if as_called else list(outputs_of(model, inputs))
+    for sample, output in zip(inputs, outputs, strict=True):
+        if needs_instances and "instances" not in output:
+            raise UserError(
+                f"the model returns {', '.join(output)}, but no instances, which metrics need"
+                " (CocoMetric's task proposals evaluates their boxes regardless of the class);"
+                " use evaluators of Detectron2 such as SemSegEvaluator, or turn evaluation off"
+                f" ({option('--no-validate')})"
+            )
+        if "tile" in sample:
+            check_joinable(output)
+    # The copies from a GPU must precede the next batch's work there.
+    found = [o["instances"].to("cpu") if "instances" in o else None for o in outputs]
+    maps = [predicted_segmentation(output, metadata) for output in outputs]
+    if not as_called:
+        inputs = [{k: v for k, v in sample.items() if k != "image"} for sample in inputs]
+        outputs = [{} for _ in outputs]
+    return _Batch(inputs, outputs, found, maps)
 
 
 def _found(
     place: Mapping[Any, int],
-    metadata: Any,
     sample: Mapping[str, Any],
-    output: Mapping[str, Any],
     instances: Any,
+    segmentation: Segmentation | None,
 ) -> _Found:
     """Return the predictions for an image, encoded."""
     i = place[sample["image_id" if "image_id" in sample else "file_name"]]
     detections = None if instances is None else detections_of(i, instances)
-    return _Found(i, detections, predicted_segmentation(output, metadata))
+    return _Found(i, detections, segmentation)
 
 
 def one_behind(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from detectron2.engine import launch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
 
+from benchmarks.fake_cuda import FakeCuda
 from d2ext.data.datasets.classes import FILE_IDS, select_metadata
 from d2ext.errors import UserError
 from d2ext.evaluation.predictions import one_behind, predict, results_of, write_predictions
@@ -243,3 +245,54 @@ def test_the_loader_is_closed_before_an_error_is_handled(wrong):
     with pytest.raises(Exception, match="pred_classes|scores") as error:
         predict(Failing(), loader(), IDS, evaluators=evaluators)
     assert closed and error.traceback
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_outputs_of_earlier_batches_are_released(device, evaluates):
+    """The next batch needs the memory; evaluators still need the outputs of the last one."""
+    seen, alive = [], []
+
+    class Watched(Found):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, inputs):
+            alive.append(sum(outputs() is not None for outputs in seen))
+            found = super().forward(inputs)
+            seen.extend(weakref.ref(output["instances"]) for output in found)
+            return found
+
+    class Evaluator(DatasetEvaluator):
+        def process(self, inputs, outputs):
+            pass
+
+    evaluators = {"own": Evaluator()} if evaluates else {}
+    with FakeCuda():
+        model = Watched().to(device)
+        predict(model, _loader([13, 4, 0, 1, 2, 3, 7, 8]), IDS, evaluators=evaluators)
+    assert alive[0] == 0 and max(alive) == 2 * evaluates
+
+
+@pytest.mark.parametrize(("device", "runs"), [("cpu", 1), ("cuda", 2)])
+def test_only_with_a_gpu_the_next_batch_runs_during_the_encoding(device, runs):
+    started = []
+
+    class Small(Found):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, inputs):
+            started.append(inputs)
+            return super().forward(inputs)
+
+        def _found(self, i):
+            found = super()._found(i)
+            found.remove("pred_classes")
+            return found
+
+    with FakeCuda(), pytest.raises(AttributeError, match="pred_classes"):
+        predict(Small().to(device), _loader(range(8)), IDS)
+    assert len(started) == runs
