@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.fake_cuda import FakeCuda
+from d2ext._compat import set_class
 from d2ext.engine.nonfinite import FiniteLossGuard
 from d2ext.engine.trainer import Trainer
 from d2ext.launch.signals import StopSignals
@@ -90,6 +92,20 @@ def test_bitmasks_and_numbers_without_objects(model):
     losses, _, numbers = _step(_async(model), images)
     expected, _, logged = _step(model, images)
     assert losses == expected and numbers == pytest.approx(logged)
+
+
+@pytest.mark.parametrize("model", [LITE0], indirect=True)
+def test_other_mask_heads_get_the_masks_of_each_proposal(model):
+    class OwnMaskHead(MaskRCNNConvUpsampleHead):
+        def forward(self, x, instances):
+            areas.append([found.gt_masks.area() for found in instances])
+            return super().forward(x, instances)
+
+    made, areas = copy.deepcopy(model), []
+    set_class(made.roi_heads.mask_head, OwnMaskHead)
+    losses = _step(_async(made), batch(2))[0]
+    assert losses == _step(made, batch(2))[0]
+    assert all(map(torch.equal, *areas))
 
 
 def _training(model, images):

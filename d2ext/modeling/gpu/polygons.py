@@ -20,12 +20,12 @@ class IndexedPolygons:
     """The masks of proposals: polygons of an image's objects, and the object of each proposal.
 
     Args:
-        polygons: Polygons of each object: vectors x0, y0, x1, y1, ... in pixels.
+        of_objects: Polygons of each object: vectors x0, y0, x1, y1, ... in pixels.
         objects: Index of each proposal's object (R,), on any device.
     """
 
-    def __init__(self, polygons: Polygons, objects: Tensor):
-        self.polygons = polygons
+    def __init__(self, of_objects: Polygons, objects: Tensor):
+        self.of_objects = of_objects
         self.objects = objects
 
     def __len__(self) -> int:
@@ -33,10 +33,10 @@ class IndexedPolygons:
 
     def __getitem__(self, item: Any) -> "IndexedPolygons":
         """Return the masks of some of the proposals."""
-        return IndexedPolygons(self.polygons, self.objects[item])
+        return IndexedPolygons(self.of_objects, self.objects[item])
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
-        return (self.polygons[i] for i in self.objects.tolist())
+        return (self.of_objects[i] for i in self.objects.tolist())
 
     def to(self, *args: Any, **kwargs: Any) -> "IndexedPolygons":
         """Return itself: polygons stay on the CPU."""
@@ -63,7 +63,7 @@ def copied_to_host(
     rows = torch.cat((objects[:, None].double(), torch.cat(list(boxes)).double()), 1).cpu().numpy()
     ends = np.cumsum([len(m) for m in masks])
     return [
-        ([m.polygons[i] for i in rows[:, 0].astype(int)], rows[:, 1:].astype(np.float32))
+        ([m.of_objects[i] for i in rows[:, 0].astype(int)], rows[:, 1:].astype(np.float32))
         for m, rows in zip(masks, np.split(rows, ends[:-1]), strict=True)
     ]
 

@@ -4,6 +4,8 @@ Numbers for the log stay on the GPU: they are given to the event storage as tens
 trainer's storage (`gpu.deferred_storage`) reads together with the losses.
 """
 
+import operator
+
 import torch
 from detectron2.layers import cat, cross_entropy
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
@@ -30,6 +32,9 @@ class AsyncROIHeads(StandardROIHeads):
         """Return the sampled proposals of each image with their ground truth; see Detectron2's."""
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
+        # Other mask heads may need the masks of each proposal.
+        has_async_head = type(getattr(self, "mask_head", None)) is AsyncMaskHead
+        take = indexed if has_async_head else operator.getitem
         made = []
         for found, objects in zip(proposals, targets, strict=True):
             iou = pairwise_iou(objects.gt_boxes, found.proposal_boxes)
@@ -41,7 +46,7 @@ class AsyncROIHeads(StandardROIHeads):
                 matched = matches[sampled]
                 for name, value in objects.get_fields().items():
                     if name.startswith("gt_") and not found.has(name):
-                        found.set(name, indexed(value, matched))
+                        found.set(name, take(value, matched))
             made.append(found)
         classes = torch.cat([found.gt_classes for found in made])
         background = (classes == self.num_classes).sum()
