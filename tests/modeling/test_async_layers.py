@@ -44,7 +44,7 @@ def _step(model, images):
     """Return losses, gradients and logged numbers of a step."""
     torch.manual_seed(2)
     with EventStorage() as storage:
-        losses = model(images)
+        losses = model(batched_inputs=images)
         sum(losses.values()).backward()
         numbers = {name: value for name, (value, _) in storage.latest().items()}
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -92,6 +92,25 @@ def test_bitmasks_and_numbers_without_objects(model):
     losses, _, numbers = _step(_async(model), images)
     expected, _, logged = _step(model, images)
     assert losses == expected and numbers == pytest.approx(logged)
+
+
+@pytest.mark.parametrize("model", [LITE0], indirect=True)
+def test_labels_of_a_failed_forward_pass_are_forgotten(model):
+    """The proposal network, called by itself, labels its own ground truth."""
+    changed, (sample,) = _async(model), batch(1)
+    stocks = copy.deepcopy(model)
+
+    def losses_of(model):
+        torch.manual_seed(2)
+        with EventStorage(), torch.no_grad():
+            images = model.preprocess_image([sample])
+            features = model.backbone(images.tensor)
+            _, losses = model.proposal_generator(images, features, [sample["instances"][:1]])
+        return losses
+
+    with pytest.raises(RuntimeError, match="Expected"), EventStorage():
+        changed([{**sample, "image": sample["image"][:, None]}])
+    assert losses_of(changed) == losses_of(stocks)
 
 
 @pytest.mark.parametrize("model", [LITE0], indirect=True)

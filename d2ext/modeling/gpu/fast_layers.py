@@ -19,6 +19,7 @@ from d2ext.modeling.gpu.rpn import (
     AsyncRPN,
     AsyncValidAnchorRPN,
     EarlyLabelRPN,
+    forget_early_labels,
     label_anchors_early,
 )
 from d2ext.modeling.rpn import ValidAnchorRPN
@@ -46,4 +47,5 @@ def use_async_layers(model: nn.Module) -> None:
     if type(model) is not GeneralizedRCNN or not isinstance(rpn, EarlyLabelRPN):
         return
     if isinstance(rpn.anchor_generator, AsyncAnchorGenerator):
-        model.register_forward_pre_hook(label_anchors_early)
+        model.register_forward_pre_hook(label_anchors_early, with_kwargs=True)
+        model.register_forward_hook(forget_early_labels, always_call=True)

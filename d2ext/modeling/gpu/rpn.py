@@ -31,7 +31,8 @@ class AsyncAnchorGenerator(DefaultAnchorGenerator):
     def on_grids(self, grids: list[tuple[int, int]]) -> list[Boxes]:
         """Return the anchors of feature maps with these heights and widths."""
         made = []
-        for grid, stride, cells in zip(grids, self.strides, self.cell_anchors, strict=True):
+        # With fewer features than strides, Detectron2 ignores the other strides.
+        for grid, stride, cells in zip(grids, self.strides, self.cell_anchors, strict=False):
             first = self.offset * stride
             ticks = [
                 torch.arange(first, n * stride, stride, dtype=torch.float32, device=cells.device)
@@ -59,10 +60,14 @@ class EarlyLabelRPN(RPN):
 
     def label_early(self, grids: list[tuple[int, int]], gt_instances: list[Instances]) -> None:
         """Label and sample anchors for the next forward pass, if its features have these sizes."""
-        self._early = None
+        self.forget_early()
         anchors = self.anchor_generator.on_grids(grids)
         labels = self.label_and_sample_anchors(anchors, gt_instances)
         self._early = [len(boxes) for boxes in anchors], labels
+
+    def forget_early(self) -> None:
+        """Forget labels that a forward pass has not used, because it failed, for example."""
+        self._early = None
 
 
 class DeferredNumberRPN(RPN):
@@ -110,17 +115,29 @@ class AsyncValidAnchorRPN(EarlyLabelRPN, ValidAnchorRPN, DeferredNumberRPN):
     """A `ValidAnchorRPN` that waits less often."""
 
 
-def label_anchors_early(model: GeneralizedRCNN, args: tuple[list[dict]]) -> None:
+def label_anchors_early(
+    model: GeneralizedRCNN, args: tuple[list[dict], ...], kwargs: dict[str, list[dict]]
+) -> None:
     """Label and sample anchors before the forward pass of a model in training."""
     backbone: Any = model.backbone
     rpn: Any = model.proposal_generator
-    batch = args[0]
+    batch = args[0] if args else kwargs["batched_inputs"]
     if not model.training or "instances" not in batch[0]:
         return
-    if backbone.padding_constraints.get("square_size"):
+    padding = backbone.padding_constraints
+    if padding.get("square_size"):
         return
-    multiple = max(backbone.size_divisibility, 1)
+    multiple = max(padding.get("size_divisibility", backbone.size_divisibility), 1)
     sides = [max(sample["image"].shape[axis] for sample in batch) for axis in (-2, -1)]
     height, width = (-(-side // multiple) * multiple for side in sides)
     grids = [(-(-height // s), -(-width // s)) for s in rpn.anchor_generator.strides]
-    rpn.label_early(grids, [sample["instances"].to(model.device) for sample in batch])
+    objects = [sample["instances"] for sample in batch]
+    # The model copies the other fields itself.
+    boxes = [Instances(o.image_size, gt_boxes=o.gt_boxes.to(model.device)) for o in objects]
+    rpn.label_early(grids, boxes)
+
+
+def forget_early_labels(model: GeneralizedRCNN, *_: Any) -> None:
+    """Forget labels that the forward pass of a model has not used."""
+    rpn: Any = model.proposal_generator
+    rpn.forget_early()
