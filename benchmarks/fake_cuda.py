@@ -7,7 +7,7 @@
 
 Tensors on `cuda:0` hold their data on the CPU, which computes all results. Mixing devices raises
 the error that CUDA raises. Results are those of a CPU, so that losses of both can be compared;
-nothing is said about time. Not supported: streams, autocast, and code that asks torch.cuda.
+times are meaningless. Not supported: streams, autocast, and code that asks torch.cuda.
 
 In C++, such tensors are on the device `meta`, whose backward pass needs no driver. Device arguments
 are therefore translated by a function mode, and operations are executed by a dispatch mode.
@@ -105,7 +105,7 @@ class FakeCuda(ExitStack):
         return self
 
     def reset(self) -> None:
-        """Start to count again."""
+        """Reset the counts."""
         self.waits.clear()
         self.launches = 0
 
@@ -123,6 +123,10 @@ class _Devices(TorchFunctionMode):
         if func is Tensor.cuda:
             return args[0].to(META, *args[1:], **kwargs)
         if func is Tensor.pin_memory:
+            if isinstance(args[0], CudaTensor) or args[0].layout is not torch.strided:
+                raise RuntimeError(
+                    f"cannot pin '{args[0].type()}' only dense CPU tensors can be pinned"
+                )
             pinned = args[0].clone()
             pinned.pinned_here = True
             return pinned
@@ -130,7 +134,8 @@ class _Devices(TorchFunctionMode):
             return hasattr(args[0], "pinned_here")
         if func is Tensor.tolist and isinstance(args[0], CudaTensor):
             return args[0].to("cpu").tolist()
-        if func in _FROM_DATA and kwargs.get("device") == META:
+        from_data = func in _FROM_DATA and not isinstance(args[0], CudaTensor)
+        if from_data and kwargs.get("device") == META:
             # torch would create them on `meta` at once, without their values.
             return func(*args, **{**kwargs, "device": torch.device("cpu")}).to(META)
         return func(*args, **kwargs)

@@ -24,6 +24,11 @@ def test_devices_may_not_be_mixed(gpu):
         x + torch.ones(3)
 
 
+def test_tensors_of_a_gpu_cannot_be_pinned(gpu):
+    with pytest.raises(RuntimeError, match="only dense CPU tensors can be pinned"):
+        torch.ones(3, device="cuda").pin_memory()
+
+
 def test_training_equals_the_cpu(gpu):
     results = []
     for device in ("cpu", "cuda"):

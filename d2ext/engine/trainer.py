@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.engine import HookBase
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -373,7 +373,7 @@ class Trainer:
 
 
 def _sent(batch: list[dict], device: torch.device, with_objects: bool) -> list[dict]:
-    """Return the batch with its images, boxes and classes on the model's device.
+    """Return the batch with its images and tensors of objects on the model's device.
 
     They are copied from pinned memory, so that the host, unlike in Detectron2, does not wait. The
     loader has pinned the images.
@@ -392,15 +392,17 @@ def _sent(batch: list[dict], device: torch.device, with_objects: bool) -> list[d
 
 
 def _sent_objects(objects: Instances, device: torch.device) -> Instances:
-    """Return objects with boxes and tensors on a device; masks and others stay."""
+    """Return objects with their tensors on a device; polygons and others stay."""
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.pin_memory().to(device, non_blocking=True)
+        if tensor.device.type == "cpu" and tensor.layout is torch.strided:
+            tensor = tensor.pin_memory()
+        return tensor.to(device, non_blocking=True)
 
     made = Instances(objects.image_size)
     for name, value in objects.get_fields().items():
-        if type(value) is Boxes:
-            value = Boxes(moved(value.tensor))
+        if type(value) in (BitMasks, Boxes, Keypoints):
+            value = type(value)(moved(value.tensor))
         elif torch.is_tensor(value):
             value = moved(value)
         made.set(name, value)

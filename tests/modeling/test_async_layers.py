@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,6 +145,34 @@ def _trained_on_gpu(model, n):
             sample["image"] = sample["image"].pin_memory()  # by the loader
         gpu.reset()
         return _training(on_gpu, images), gpu.waits
+
+
+def test_objects_are_sent_to_a_gpu_without_a_wait():
+    (sample,) = batch(1)
+    objects = sample["instances"]
+    objects.gt_masks = BitMasks.from_polygon_masks(objects.gt_masks, 64, 96)
+    objects.gt_keypoints = Keypoints(torch.rand(3, 5, 3))
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, samples):
+            assert not gpu.waits
+            sent = samples[0]["instances"]
+            for name in ("gt_boxes", "gt_masks", "gt_keypoints"):
+                found, expected = sent.get(name).tensor, objects.get(name).tensor
+                assert found.is_cuda and torch.equal(found.cpu(), expected)
+            assert sent.gt_classes.is_cuda and sent.gt_ids.tolist() == [0, 1, 2]
+            return {"loss": self.weight * 1}
+
+    with FakeCuda() as gpu:
+        model = Model().to("cuda")
+        objects.gt_ids = torch.arange(3).to("cuda")  # of a loader of your own
+        sample["image"] = sample["image"].pin_memory()
+        gpu.reset()
+        assert _training(model, [sample])["loss"] == 1
 
 
 @pytest.mark.slow
