@@ -1,7 +1,6 @@
 """The layers that wait less often for a GPU compute the same results as Detectron2's."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -50,7 +49,7 @@ def _step(model, images):
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     losses = {name: loss.item() for name, loss in losses.items()}
-    return losses, gradients, {k: v for k, v in numbers.items() if math.isfinite(v)}
+    return losses, gradients, numbers
 
 
 def _images():

@@ -31,3 +31,12 @@ def test_tensors_of_one_element_are_numbers(device):
         storage.put_scalar("x", torch.tensor([4.0]).to(device))
         storage.values_of([torch.tensor(1.0).to(device)])
         assert storage.latest() == {"x": (4, 0)}
+
+
+def test_numbers_are_as_exact_as_in_float32():
+    with FakeCuda(), DeferredStorage() as storage:
+        with storage.deferring():
+            storage.put_scalar("count", torch.tensor(1001).to("cuda"))
+        loss = torch.tensor(0.1, dtype=torch.bfloat16).to("cuda")
+        assert storage.values_of([loss]) == [loss.item()]
+        assert storage.latest() == {"count": (1001, 0)}

@@ -13,7 +13,7 @@ from d2ext._compat import scoped_name
 
 
 class DeferredStorage(EventStorage):
-    """Detectron2's EventStorage, which can add numbers on a GPU later.
+    """Detectron2's EventStorage, which can defer reading numbers that are on a GPU.
 
     Reading a number waits for the GPU, and the layers of a model log a dozen of them in each step.
     """
@@ -32,6 +32,10 @@ class DeferredStorage(EventStorage):
         finally:
             self._defers = False
 
+    def defers(self, value: Any) -> bool:
+        """Return whether `put_scalar` keeps this number until `values_of` reads it."""
+        return self._defers and torch.is_tensor(value) and value.device.type != "cpu"
+
     def put_scalar(
         self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None
     ) -> None:
@@ -40,8 +44,9 @@ class DeferredStorage(EventStorage):
             "smoothing_hint": smoothing_hint,
             "cur_iter": self.iter if cur_iter is None else cur_iter,
         }
-        if self._defers and torch.is_tensor(value) and value.device.type != "cpu":
-            number = value.detach().reshape(())
+        if self.defers(value):
+            # The losses' type, such as bfloat16, may be less exact.
+            number = value.detach().float().reshape(())
             self._deferred.append((scoped_name(self, name), number, options))
         else:
             super().put_scalar(name, value, **options)

@@ -19,6 +19,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torch.nn import functional as F
 
+from d2ext.modeling.gpu.deferred_storage import DeferredStorage
 from d2ext.modeling.gpu.polygons import IndexedPolygons, copied_to_host, indexed, rasterized
 
 
@@ -87,12 +88,13 @@ def _log_accuracy(scores: Tensor, classes: Tensor) -> None:
     right = predicted == classes
     foreground = (classes >= 0) & (classes < background)
     missed = foreground & (predicted == background)
-    # Without foreground they are NaN, which is not logged.
     count = foreground.sum()
     storage = get_event_storage()
     storage.put_scalar("fast_rcnn/cls_accuracy", right.sum() / len(classes))
-    storage.put_scalar("fast_rcnn/fg_cls_accuracy", (right & foreground).sum() / count)
-    storage.put_scalar("fast_rcnn/false_negative", missed.sum() / count)
+    # Without foreground the others are NaN, which a deferring storage drops.
+    if isinstance(storage, DeferredStorage) and storage.defers(count) or count:
+        storage.put_scalar("fast_rcnn/fg_cls_accuracy", (right & foreground).sum() / count)
+        storage.put_scalar("fast_rcnn/false_negative", missed.sum() / count)
 
 
 class AsyncMaskHead(MaskRCNNConvUpsampleHead):
