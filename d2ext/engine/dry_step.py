@@ -47,11 +47,13 @@ from d2ext.engine.builders import (
 from d2ext.engine.losses import losses_of
 from d2ext.engine.resource_errors import batch_words, is_resource_error, resource_errors_explained
 from d2ext.engine.techniques import autocast, use_channels_last
+from d2ext.engine.trainer import sends_objects, sent
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.suite import test_sets
 from d2ext.evaluation.validation_loss import loss_loader
 from d2ext.launch.device import share_cores
 from d2ext.launch.failures import describe_failure
+from d2ext.modeling.gpu.deferred_storage import DeferredStorage
 from d2ext.preflight.budget import Speed, Workload
 from d2ext.preflight.plan import Plan
 
@@ -142,7 +144,7 @@ def measure_speed(work: Workload) -> Speed:
     logger.info("budget      timing %d steps and %d evaluated images", _STEPS, _IMAGES)
     with (
         generators_seeded(0),
-        EventStorage(),
+        DeferredStorage() as storage,
         _threads_of_one(1 if joined else work.here, work.device),
     ):
         started = time.perf_counter()
@@ -153,7 +155,7 @@ def measure_speed(work: Workload) -> Speed:
                 work.device, model, options.amp
             ):
                 use_channels_last(model)
-        steps = _step_times(cfg, work, model)
+        steps = _step_times(cfg, work, model, storage)
         first = time.perf_counter() - started - sum(steps)
         evaluation = _evaluation_time(cfg, work, model) / processes if work.evaluates else 0.0
     if work.device == "cuda":
@@ -161,12 +163,15 @@ def measure_speed(work: Workload) -> Speed:
     return Speed(first, statistics.median(steps), evaluation)
 
 
-def _step_times(cfg: Any, work: Workload, model: nn.Module) -> list[float]:
+def _step_times(
+    cfg: Any, work: Workload, model: nn.Module, storage: DeferredStorage
+) -> list[float]:
     """Return the seconds of some optimizer steps, with the time to wait for their data."""
     options = TrainOptions.from_config(cfg.train)
     optimizer, precision = build_optimizer(cfg, model), autocast(options.amp, work.device)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # random weights stay finite
+    device, with_objects = torch.device(work.device), sends_objects(model)
     batches = iter(build_train_loader(cfg, 0, work.dataset))
     batch: list[dict] = []
     memory = resource_errors_explained(
@@ -182,9 +187,10 @@ def _step_times(cfg: Any, work: Workload, model: nn.Module) -> list[float]:
                 start = time.perf_counter()
                 for _ in range(options.accumulate):
                     batch = next(batches)
-                    with precision():
-                        losses = losses_of(model(batch))
+                    with precision(), storage.deferring():
+                        losses = losses_of(model(sent(batch, device, with_objects)))
                     sum(losses.values()).backward()
+                    storage.values_of(list(losses.values()))
                 optimizer.step()
                 optimizer.zero_grad()
                 _synchronize(work.device)

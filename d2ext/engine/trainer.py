@@ -103,8 +103,7 @@ class Trainer:
         self._first_step = first_step
         self._on_stop = on_stop
         self._device = next(model.parameters()).device
-        # Detectron2's pictures of training need ground truth on the CPU.
-        self._sends_objects = not any(getattr(m, "vis_period", 0) for m in model.modules())
+        self._sends_objects = sends_objects(model)
         self._batch: list[dict] = []
         self._images_before = 0
         self.bad_images = 0
@@ -303,7 +302,7 @@ class Trainer:
                 self.model.no_sync() if wait else contextlib.nullcontext(),
                 self._first_step() if first else contextlib.nullcontext(),
             ):
-                batch = _sent(self._batch, self._device, self._sends_objects)
+                batch = sent(self._batch, self._device, self._sends_objects)
                 losses.append(self._backward(batch))
             self._accumulated += 1
         self.storage.put_scalar("data_time", data_time)
@@ -372,7 +371,12 @@ class Trainer:
                 getattr(hook, moment)()
 
 
-def _sent(batch: list[dict], device: torch.device, with_objects: bool) -> list[dict]:
+def sends_objects(model: nn.Module) -> bool:
+    """Return whether `sent` may send objects: pictures of training need theirs on the CPU."""
+    return not any(getattr(module, "vis_period", 0) for module in model.modules())
+
+
+def sent(batch: list[dict], device: torch.device, with_objects: bool) -> list[dict]:
     """Return the batch with its images and tensors of objects on the model's device.
 
     They are copied from pinned memory, so that the host, unlike in Detectron2, does not wait. The
@@ -380,15 +384,15 @@ def _sent(batch: list[dict], device: torch.device, with_objects: bool) -> list[d
     """
     if device.type == "cpu":
         return batch
-    sent = []
+    made = []
     for sample in batch:
         sample = dict(sample)
         if torch.is_tensor(sample.get("image")):
             sample["image"] = sample["image"].to(device, non_blocking=True)
         if with_objects and isinstance(sample.get("instances"), Instances):
             sample["instances"] = _sent_objects(sample["instances"], device)
-        sent.append(sample)
-    return sent
+        made.append(sample)
+    return made
 
 
 def _sent_objects(objects: Instances, device: torch.device) -> Instances:
