@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from d2ext._compat import set_class
 
-_MAX_SAMPLES = 2**25  # corners of samples, each of which takes 20 bytes
+# Corners of samples, each of which takes 13 bytes, and 20 more if its weight is positive.
+_MAX_SAMPLES = 2**25
 
 
 class BagROIAlign(ROIAlign):
