@@ -57,7 +57,7 @@ class Predictions:
 class _Batch(NamedTuple):
     """Inputs and outputs of a model by image, and what is kept of the outputs on the CPU.
 
-    The images and the outputs are empty if no evaluator needs them.
+    Without evaluators, the inputs have no images, and the outputs are empty.
     """
 
     inputs: list[dict]
@@ -138,11 +138,7 @@ def predict(
     )
     try:
         # An error's traceback keeps generators alive, and with them the loader's workers.
-        with (
-            mode(),
-            contextlib.closing(outputs),
-            contextlib.closing(encoded_batches) as batches,
-        ):
+        with mode(), contextlib.closing(outputs), contextlib.closing(encoded_batches) as batches:
             for batch, encoded in batches:
                 photos: list[tuple[dict, dict]] = []  # with tiles, those that are complete
                 for sample, output, found in zip(batch.inputs, batch.outputs, encoded, strict=True):
