@@ -31,7 +31,7 @@ class Outcome:
     """Result of a check.
 
     Attributes:
-        status: PASS, FAIL, NOT RUN, or RAN for a figure without a bound.
+        status: PASS, FAIL, NOT RUN, or RAN for a figure without a target.
         found: What was found, as text.
     """
 

@@ -61,7 +61,7 @@ def build_model(cfg: Any, plan: Plan) -> nn.Module:
     if options.fast_layers and on_cpu:
         use_fast_layers(model)
         reuse_freed_memory()
-    if options.fast_layers and not on_cpu:
+    if options.fast_layers and torch.device(plan.device).type == "cuda":
         use_async_layers(model)
     if options.deterministic and not on_cpu:
         use_embedding_bag_roi_align(model, DeterministicROIAlign)
