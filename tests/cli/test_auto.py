@@ -196,7 +196,7 @@ def test_a_run_ends_within_its_budget(d2ext_command, folder):
     assert done.status == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if " in 40 s: " in line)
     assert line.startswith("budget") and "per step" in line and "per evaluation" in line
-    assert 20 < seconds < 60
+    assert 20 < seconds < 80  # other tests may start after the timing, and slow the run down
     kept = json.loads((folder / "run/auto.json").read_text())
     assert kept["budget"] == "40 s"
     epochs = {choice["key"]: choice["value"] for choice in kept["choices"]}[keys.EPOCHS]

@@ -84,8 +84,9 @@ def _records(folder, count=3):
     truth = np.zeros((SIZE, SIZE), np.uint8)
     truth[:, : SIZE // 2] = 1
     for i in range(count):
-        Image.new("RGB", (SIZE, SIZE)).save(folder / f"{i}.jpg")
-        Image.fromarray(truth).save(folder / f"{i}.png")
+        if not (folder / f"{i}.png").exists():  # another rank may be reading it
+            Image.new("RGB", (SIZE, SIZE)).save(folder / f"{i}.jpg")
+            Image.fromarray(truth).save(folder / f"{i}.png")
         box = {"bbox": [0, 0, SIZE // 2, SIZE], "bbox_mode": 1, "category_id": 0}
         yield {
             "file_name": str(folder / f"{i}.jpg"),
