@@ -1,6 +1,6 @@
 """Measure the evaluation command with overlays of crowded photos against Detectron2's tools.
 
-    python benchmarks/eval_command.py [--pairs 3] [--options data.root=...]
+    python benchmarks/eval_command.py [--pairs 5] [--options data.root=...]
 
 Both sides run as commands, in turn, on the original balloon validation photos: `tools/train_net.py
 --eval-only`, and `stock_eval.py`. R50-FPN has random weights, so that it returns 100 detections
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--options", nargs="*", default=[])
     args = parser.parse_args()
     options = [f"data.root={ORIGINALS}", *args.options]

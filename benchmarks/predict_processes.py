@@ -1,6 +1,6 @@
 """Measure a prediction by two CPU processes of one thread against one process of two threads.
 
-    python benchmarks/predict_processes.py [--pairs 3] [--options data.root=...]
+    python benchmarks/predict_processes.py [--pairs 5] [--options data.root=...]
 
 lite0, trained for a few iterations, predicts all original balloon photos with overlays. The
 commands alternate. The images per second are those from the tenth overlay to predictions.json, so
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--options", nargs="*", default=[])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -32,7 +32,8 @@ INTRODUCTION = (
     " ran in turn on one machine. The table shows medians, and the median of the ratios of the"
     " pairs: above 1, d2ext is better. *Target* is the goal of the project. *Photos* says which"
     " balloon photos were used: the original ones, which `d2ext prepare balloon --full` downloads,"
-    " or those of the checkout, which are reduced to a short side of at most 640 pixels."
+    " or those of the checkout, which are reduced to a short side of at most 640 pixels. The dates"
+    " below say when each figure was measured; d2ext may have become faster or slower since then."
 )
 
 # Part to its script and arguments. None may take more than LIMIT minutes.
@@ -48,8 +49,8 @@ PARTS = {
     "step_r50": "training.py --only step_r50",
     "step_lite0": "training.py --only step_lite0 step_lite0_bf16",
     "step_lite0_compile": "training.py --only step_lite0_compile",
-    "eval_command": "eval_command.py --pairs 5",
-    "predict_processes": "predict_processes.py --pairs 5",
+    "eval_command": "eval_command.py",
+    "predict_processes": "predict_processes.py",
     "whole_run": "training.py --only start peak_rss",
 }
 
