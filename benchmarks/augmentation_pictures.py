@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from d2ext import load_config
 from d2ext.config.augmentation import with_augmentation
 from d2ext.data.datasets.class_mapping import register_run_datasets
-from d2ext.data.loading.sample_errors import generators_seeded
+from d2ext.seeding import generators_seeded
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "configs/balloon/mask_rcnn_r50_caffe_fpn_ms_poly_1x_balloon.py"

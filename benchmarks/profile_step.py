@@ -35,10 +35,10 @@ from weights import save_calibrated
 from d2ext.checkpoint.weights.initial import load_weights, local_weights
 from d2ext.config.load import load_config
 from d2ext.data.datasets.register import register_datasets
-from d2ext.data.loading.sample_errors import seed_torch
 from d2ext.engine.builders import build_model, build_optimizer
 from d2ext.evaluation.predictions import detections_of, outputs_of
 from d2ext.preflight.plan import plan_run
+from d2ext.seeding import seed_torch
 
 NAMES = ("step_r50", "step_lite0", "inference_r50", "inference_lite0")
 ROUNDS = 4

@@ -13,9 +13,11 @@ _DURATION = re.compile(
 
 
 def plural(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 class`, `2 classes`, `0 images`."""
+    """Return a number with its noun: `1 class`, `2 classes`, `0 entries`, `5 days`."""
     if number == 1:
         return f"{number} {noun}"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{number} {noun[:-1]}ies"
     return f"{number} {noun}es" if noun.endswith("s") else f"{number} {noun}s"
 
 

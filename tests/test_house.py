@@ -30,7 +30,7 @@ FLOORS = [
 ]
 COMMON = {
     *("_compat", "environment", "errors", "files", "guard", "heap", "html", "invocation"),
-    *("limits", "plain_pickle", "terminal", "text", "waiting"),
+    *("limits", "plain_pickle", "seeding", "terminal", "text", "waiting"),
 }
 
 

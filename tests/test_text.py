@@ -6,6 +6,8 @@ from d2ext.text import did_you_mean, plural, shortened, without_credentials
 def test_plural():
     assert [plural(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
     assert [plural(n, "class") for n in (1, 3)] == ["1 class", "3 classes"]
+    assert [plural(n, "entry") for n in (1, 2)] == ["1 entry", "2 entries"]
+    assert plural(2, "day") == "2 days"
 
 
 def test_shortened():

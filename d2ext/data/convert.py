@@ -22,7 +22,7 @@ from d2ext.data.formats.registry import writers
 from d2ext.data.splitting.coco import check_new, split_coco
 from d2ext.data.splitting.split import SplitOptions
 from d2ext.errors import UserError
-from d2ext.text import shortened
+from d2ext.text import plural, shortened
 
 
 @no_collection()
@@ -65,7 +65,8 @@ def convert_to_coco(
         raise UserError(f"{source} lists no images; nothing was written")
     counts = write_coco(records, names, output, images)
     listed = shortened(names, 10)
-    return f"{output}: {counts['images']} images, {counts['objects']} objects, classes: {listed}"
+    found = ", ".join(plural(counts[f"{noun}s"], noun) for noun in ("image", "object"))
+    return f"{output}: {found}, classes: {listed}"
 
 
 def convert_and_split(

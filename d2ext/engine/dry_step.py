@@ -28,12 +28,7 @@ from torch import nn
 
 from d2ext.config.options import TrainOptions
 from d2ext.data.datasets.mixing import TrainingSet
-from d2ext.data.loading.sample_errors import (
-    Failure,
-    ReportFailures,
-    RleAsBitmaps,
-    generators_seeded,
-)
+from d2ext.data.loading.sample_errors import Failure, ReportFailures, RleAsBitmaps
 from d2ext.data.loading.tiles import mapper_of_tiles
 from d2ext.engine.builders import (
     build_model,
@@ -56,6 +51,7 @@ from d2ext.launch.failures import describe_failure
 from d2ext.modeling.gpu.deferred_storage import DeferredStorage
 from d2ext.preflight.budget import Speed, Workload
 from d2ext.preflight.plan import Plan
+from d2ext.seeding import generators_seeded
 
 logger = logging.getLogger(__name__)
 

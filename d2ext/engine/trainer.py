@@ -19,13 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from d2ext.data.loading.sample_errors import seed_torch
 from d2ext.engine.nonfinite import FiniteLossGuard, NonFinitePolicy
 from d2ext.engine.resource_errors import batch_words, resource_errors_explained
 from d2ext.errors import UserError, errors_located
 from d2ext.launch.collectives import sync_step
 from d2ext.launch.signals import StopSignals, StopWaiting
 from d2ext.modeling.gpu.deferred_storage import DeferredStorage
+from d2ext.seeding import seed_torch
 from d2ext.waiting import interruptible
 
 logger = logging.getLogger(__name__)

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from d2ext.data.datasets.mixing import training_set
 from d2ext.data.loading.loader import Loader, build_loss_loader
-from d2ext.data.loading.sample_errors import generators_seeded
 from d2ext.errors import UserError, config_errors, format_exception
 from d2ext.evaluation.metric_names import VALIDATION_LOSS
 from d2ext.evaluation.predictions import interruptibly
+from d2ext.seeding import generators_seeded
 from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)

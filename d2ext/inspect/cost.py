@@ -24,12 +24,7 @@ from d2ext.config.choices import is_auto, recipe_of
 from d2ext.config.options import TrainOptions
 from d2ext.config.tiles import tile_options
 from d2ext.data.fitting.fit import kept_choices
-from d2ext.data.loading.sample_errors import (
-    Failure,
-    ReportFailures,
-    RleAsBitmaps,
-    generators_seeded,
-)
+from d2ext.data.loading.sample_errors import Failure, ReportFailures, RleAsBitmaps
 from d2ext.data.loading.tiles import mapper_of_tiles
 from d2ext.data.tiles.records import tile_with_objects
 from d2ext.engine.builders import build_model, build_optimizer
@@ -42,6 +37,7 @@ from d2ext.evaluation.suite import test_sets
 from d2ext.inspect.samples import planned_config
 from d2ext.launch.device import choose_device
 from d2ext.preflight.plan import Plan
+from d2ext.seeding import generators_seeded
 from d2ext.text import shortened
 
 logger = logging.getLogger(__name__)

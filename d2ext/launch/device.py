@@ -55,7 +55,7 @@ def choose_device(
             _check_capabilities(min(num_gpus, visible))
         elif sign := expected_gpu(os.environ, dev):
             raise UserError(
-                f"{sign}, but torch finds no GPU ({why_no_gpu()}); fix that, or train on the CPU"
+                f"{sign}, but torch finds no GPU ({why_no_gpu()}); fix that, or use the CPU"
                 " with train.device=cpu"
             )
     if not visible:
@@ -194,5 +194,5 @@ def _check_capabilities(count: int) -> None:
                 f"the GPU {torch.cuda.get_device_name(i)} has compute capability"
                 f" {capability[0]}.{capability[1]}, but torch {torch.__version__} is built only for"
                 f" {', '.join(built_for)}; install a torch build for this GPU, hide it with"
-                " CUDA_VISIBLE_DEVICES, or train on the CPU with train.device=cpu"
+                " CUDA_VISIBLE_DEVICES, or use the CPU with train.device=cpu"
             )

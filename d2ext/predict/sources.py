@@ -71,11 +71,12 @@ def find_inputs(
     for path in inputs:
         if made in (Path(path).resolve(), *Path(path).resolve().parents):
             raise UserError(f"the input {path} is in --output {output}; choose another --output")
-    files = _distinct(item for path in inputs for item in _files(Path(path), made, others))
+    found = (item for path in inputs for item in _files(Path(path), made, others))
+    files = _distinct(sorted(found, key=is_video))
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES | VIDEOS))
         raise UserError(f"no image in {', '.join(map(str, inputs))} ({suffixes})")
-    return sorted(files, key=is_video)
+    return files
 
 
 def _files(path: Path, made: Path, others: list[tuple[Path, str]]) -> list[Item]:
@@ -92,14 +93,20 @@ def _files(path: Path, made: Path, others: list[tuple[Path, str]]) -> list[Item]
 
 
 def _distinct(items: Iterable[Item]) -> list[Item]:
-    """Return the items with unique names; equal names get a number."""
+    """Return the items with unique names; equal names get a number.
+
+    Args:
+        items: Photos, then videos: the folder of a video's frames contains no photo.
+    """
     made: dict[str, Item] = {}
+    folders: set[str] = set()
     for item in items:
         name, n = item.name, 1
-        while name in made:
+        while name in made or (is_video(item) and name in folders):
             n += 1
             name = f"{item.name}_{n}"
         made[name] = replace(item, name=name)
+        folders.update(map(str, Path(name).parents))
     return list(made.values())
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from d2ext.config.tiles import tile_options
 from d2ext.data.datasets.register import counts_of
 from d2ext.data.formats.annotation_kinds import NO_MASK
-from d2ext.data.loading.sample_errors import ReportFailures, RleAsBitmaps, generators_seeded
+from d2ext.data.loading.sample_errors import ReportFailures, RleAsBitmaps
 from d2ext.data.loading.tiles import mapper_of_tiles
 from d2ext.data.prepare.cityscapes import require_cityscapes
 from d2ext.data.records.cache import cached_value
@@ -38,6 +38,7 @@ from d2ext.preflight.model_fields import (
     size_note,
 )
 from d2ext.run_dir.schema import DatasetInfo
+from d2ext.seeding import generators_seeded
 from d2ext.text import did_you_mean
 
 

@@ -110,6 +110,18 @@ def test_a_video_becomes_images_and_a_drawn_video(predict, photos, tmp_path):
     assert good and frame.shape == (images[1]["height"], images[1]["width"], 3)
 
 
+def test_frames_of_a_video_do_not_overwrite_photos_in_a_folder_of_its_name(
+    predict, photos, tmp_path
+):
+    inputs = tmp_path / "both"
+    (inputs / "a").mkdir(parents=True)
+    shutil.copy(photos / "a.jpg", inputs / "a" / "1.jpg")
+    film(inputs / "a.mp4", photos / "a.jpg", 2)
+    assert predict(inputs).status == 0
+    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    assert [i["output_name"] for i in images] == ["a/1", "a_2/0", "a_2/1"]
+
+
 def test_damaged_videos_are_reported(predict, photos, tmp_path):
     """A truncated video is processed up to its end; one without frames is skipped."""
     whole = film(tmp_path / "film.avi", photos / "a.jpg", 24)

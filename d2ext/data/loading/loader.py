@@ -22,13 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from d2ext.data.datasets.mixing import TrainingSet
 from d2ext.data.loading.augment.copy_paste import CopyPaste
-from d2ext.data.loading.sample_errors import (
-    Failure,
-    Replaced,
-    ReportFailures,
-    RleAsBitmaps,
-    generators_seeded,
-)
+from d2ext.data.loading.sample_errors import Failure, Replaced, ReportFailures, RleAsBitmaps
 from d2ext.data.loading.sampler import BatchSampler, EpochOrder
 from d2ext.data.loading.tiles import mapper_of_tiles, tiles_of_rank
 from d2ext.data.loading.workers import (
@@ -45,6 +39,7 @@ from d2ext.errors import UserError, format_exception
 from d2ext.guard import die_with_parent
 from d2ext.heap import return_freed_memory
 from d2ext.limits import SHARED_MEMORY, check_open_files, exhausted, raise_open_files
+from d2ext.seeding import generators_seeded
 from d2ext.waiting import waiting_for
 
 logger = logging.getLogger(__name__)

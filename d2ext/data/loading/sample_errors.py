@@ -1,13 +1,9 @@
 """Map dataset dicts to samples, or to errors that can be sent to the trainer's process."""
 
-import contextlib
 import copy
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
 from detectron2.data.detection_utils import SizeMismatchError
 
 from d2ext.errors import UserError
@@ -71,30 +67,3 @@ class RleAsBitmaps:
         objects = (a for a in record.get("annotations", ()) if not a.get("iscrowd", 0))
         has_rle = any(isinstance(a.get("segmentation"), dict) for a in objects)
         return (self._for_rle if has_rle else self._mapper)(record)
-
-
-def seed_torch(seed: int) -> None:
-    """Seed torch's global generators as `torch.manual_seed` does, which is slow without a GPU.
-
-    It then formats a stack trace, for the case that a GPU will be used later.
-    """
-    if torch.cuda.is_initialized():
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def generators_seeded(*key: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's global generators from integers; restore them at exit."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence(key).generate_state(3)
-    try:
-        random.seed(int(words[0]))
-        np.random.seed(words[1])
-        seed_torch(int(words[2]))
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

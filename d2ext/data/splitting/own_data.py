@@ -144,4 +144,5 @@ def _with_added(
 
 
 def _sizes(split: Split, json_file: str) -> str:
-    return f"{json_file}: {len(split.train)} images for training, {len(split.val)} for validation"
+    train = plural(len(split.train), "image")
+    return f"{json_file}: {train} for training, {len(split.val)} for validation"

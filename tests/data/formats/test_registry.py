@@ -83,7 +83,7 @@ def test_a_format_needs_only_one_entry(toy: Path, tmp_path: Path) -> None:
         annotated_dataset(str(toy), str(tmp_path), zom="2")
 
     coco = tmp_path / "coco.json"
-    assert "1 images, 1 objects, classes: bear" in convert_to_coco("toy", toy, tmp_path, coco)
+    assert "1 image, 1 object, classes: bear" in convert_to_coco("toy", toy, tmp_path, coco)
     assert json.loads(coco.read_text())["annotations"][0]["bbox"] == [1, 2, 2, 3]
     convert_to_coco("toy", toy, tmp_path, tmp_path / "zoomed.json", zoom="2")
     zoomed = json.loads((tmp_path / "zoomed.json").read_text())

@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader
 from d2ext._compat import loader_workers
 from d2ext.data.formats.via import read_via
 from d2ext.data.loading.loader import build_test_loader, build_train_loader
-from d2ext.data.loading.sample_errors import generators_seeded
 from d2ext.data.loading.workers import WorkerContext, end_workers, last_words
 from d2ext.data.records.cache import cached_records
 from d2ext.data.records.records import select
 from d2ext.errors import UserError
 from d2ext.launch.spawn import exit_process
+from d2ext.seeding import generators_seeded
 
 RECORDS = [dict(file_name=f"{i}.jpg", height=1 + i % 2, width=1, image_id=i) for i in range(7)]
 

@@ -10,9 +10,9 @@ from PIL import Image
 from d2ext.config.tiles import TileOptions
 from d2ext.data.loading.loader import build_loss_loader, build_train_loader
 from d2ext.data.loading.mapper import Mapper
-from d2ext.data.loading.sample_errors import generators_seeded
 from d2ext.data.loading.tiles import mapper_of_tiles
 from d2ext.data.tiles.records import Tiles
+from d2ext.seeding import generators_seeded
 from tests.painted import record_of
 
 OPTIONS = TileOptions(64, 0.25, 0.1)

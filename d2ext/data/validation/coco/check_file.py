@@ -133,8 +133,8 @@ def check_coco_file(
     check = Checks(source)
     found = check(c)
     print(
-        f"{source.json_file}: {len(c.image_id)} images, {len(c.id)} annotations,"
-        f" {len(c.category_id)} categories"
+        f"{source.json_file}: {plural(len(c.image_id), 'image')},"
+        f" {plural(len(c.id), 'annotation')}, {plural(len(c.category_id), 'category')}"
     )
     if data := table_fingerprint(c):
         for line in data.lines():
