@@ -4,10 +4,11 @@
 
 The Python must have mmdet 3.3, mmengine 0.10 and mmcv with its operators; d2ext does not install
 them. Both sides run as commands, in turn, on the balloon photos, with one class, a short side of
-512 pixels, batches of 2, 2 loader processes and the same weights. The weights are those of
-weights.py, so that each photo has as many detections as allowed. MMDetection's config is its own
-one with these values. d2ext's evaluation also draws overlays, as always. The table goes to
-tables.json. The exit status is 3 if any ratio is below 1.
+512 pixels, batches of 2, 2 loader processes and the same weights; the inference of a photo is timed
+inside a process of each side, without the start. The weights are those of weights.py, so that each
+photo has as many detections as allowed. MMDetection's config is its own one with these values.
+d2ext's evaluation also draws overlays, as always. The table goes to tables.json. The exit status is
+3 if any ratio is below 1.
 """
 
 import argparse
@@ -196,11 +197,7 @@ def _compare(python: str, configs: Path, rounds: int, work: Path) -> dict[str, l
         for row, value in mine.items():
             pairs.setdefault(row, []).append((value, other[row]))
             print(f"{row}: {pairs[row][-1]}", flush=True)
-        add(
-            "inference of a photo, s",
-            predict,
-            their_prediction,
-        )
+        add("inference of a photo, s", predict, their_prediction)
         add(
             "evaluation command, s",
             lambda: ours.run(*tool, "--eval-only", "--weights", weights, "--options", *options)[1],

@@ -1,13 +1,14 @@
 """Profile training steps and inferences of d2ext and of Detectron2, by kind of operation.
 
-    python benchmarks/profile_step.py [--only step_r50 ...] [--threads 2] [--options data.root=...]
+    python benchmarks/profile_step.py [--threads 1 2] [--options data.root=...]
 
 A step is forward pass, backward pass and optimizer on the first batch of a recipe, as in
 training.py; an inference is the model on a photo, and the encoding of its masks, as in
 inference.py. Loading is not included. Each side has its own process. The times are those of the
 operations themselves in torch's profiler, the smallest of some rounds. Only CPU times are of use
 on a busy machine; the system's part is that of clearing new pages of memory. Convolutions and
-linear layers are the floor: the time of a step in which everything else were free.
+linear layers are the floor: the time of a step in which everything else were free. The table goes
+to tables.json.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ORIGINALS, ROOT, machine
+from common import ORIGINALS, ROOT, keep
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -39,6 +40,7 @@ from d2ext.engine.builders import build_model, build_optimizer
 from d2ext.evaluation.predictions import detections_of, outputs_of
 from d2ext.preflight.plan import plan_run
 from d2ext.seeding import seed_torch
+from d2ext.text import plural
 
 NAMES = ("step_r50", "step_lite0", "inference_r50", "inference_lite0")
 ROUNDS = 4
@@ -132,23 +134,22 @@ def _inference(cfg: Any, model: torch.nn.Module, is_ours: bool) -> Callable[[], 
 
 
 def main() -> None:
-    """Print a table for each figure and number of threads."""
+    """Store a table of all figures and numbers of threads."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--options", nargs="*", default=[])
     args = parser.parse_args()
-    print(f"{machine()}; milliseconds\n")
-    for name in args.only:
+    rows = []
+    for name in NAMES:
         with tempfile.TemporaryDirectory() as folder:
             options = [f"data.root={ORIGINALS}", *args.options, f"train.output_dir={folder}"]
             weights = _weights(name, folder, options)
             if name in STEPS:
                 options = [*STEPS[name].overrides, *options]
-            for threads in args.threads:
-                _print_table(name, threads, options, weights)
+            rows += _rows(name, args.threads, options, weights)
+    keep("profiles", rows)
 
 
 def _weights(name: str, folder: str, options: Sequence[str]) -> str:
@@ -161,22 +162,24 @@ def _weights(name: str, folder: str, options: Sequence[str]) -> str:
     return str(file) if file.exists() else ""
 
 
-def _print_table(name: str, threads: int, options: Sequence[str], weights: str) -> None:
-    sides = []
-    for is_ours in (True, False):
-        # A new process for each, because d2ext changes how the C library keeps memory.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as executor:
-            sides.append(
-                executor.submit(profile, name, is_ours, threads, options, weights).result()
-            )
-    ours, theirs = sides
-    print(f"\n| {name}, threads: {threads} | d2ext | Detectron2 | ratio |\n|---|---|---|---|")
-    for kind, spent in ours.items():
-        ratio = f"{theirs[kind] / spent:.2f}" if spent >= 1 else ""
-        print(f"| {kind} | {spent:.0f} | {theirs[kind]:.0f} | {ratio} |", flush=True)
-    floor = theirs["**all**"] / ours[FLOOR]
-    print(f"\nThe ratio at the floor is {floor:.2f}.", flush=True)
+def _rows(name: str, threads: Sequence[int], options: Sequence[str], weights: str) -> list[dict]:
+    """Profile both sides with each number of threads; return and print a row for each kind."""
+    columns = {}
+    for count in threads:
+        for is_ours in (True, False):
+            # A new process for each, because d2ext changes how the C library keeps memory.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=context) as executor:
+                side = f"{'d2ext' if is_ours else 'Detectron2'}, {plural(count, 'thread')}"
+                task = executor.submit(profile, name, is_ours, count, options, weights)
+                columns[side] = task.result()
+    kinds = next(iter(columns.values()))
+    rows: list[dict] = []
+    for kind in kinds:
+        times = {side: round(spent[kind]) for side, spent in columns.items()}
+        rows.append({"figure": f"`{name}`", "milliseconds in": kind, **times})
+        print(rows[-1], flush=True)
+    return rows
 
 
 if __name__ == "__main__":

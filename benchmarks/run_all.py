@@ -44,6 +44,7 @@ PARTS = {
             *("startup", "via_to_coco", "mapper", "check_dataset", "coco_size", "evaluation"),
             *("roi_align", "inference", "predict_onnx", "overlays", "loop_overhead", "processes"),
             *("intervals", "interval_coverage", "large_data", "step_floor", "memory_profile"),
+            "profile_step",
         )
     },
     "step_r50": "training.py --only step_r50",
@@ -166,6 +167,13 @@ SECTIONS = {
         " products (forward and backward, counted by torch's FlopCounterMode) at the peak of this"
         " machine, which is the highest rate of a large matrix product and of a large convolution,"
         " measured in the same run. *In them* is their time in a profile of the step.",
+    ),
+    "profiles": (
+        "Steps and inferences by kind of operation",
+        "By `profile_step.py`, without loading: the smallest times of torch's profiler for a"
+        " training step and for the evaluation of a photo. *Python* is the rest of *all*."
+        " Convolutions and linear layers are what no layer of d2ext can leave out. The system's"
+        " time is that of clearing new pages of memory.",
     ),
     "evaluation floor": (
         "Floor of an evaluation",

@@ -108,6 +108,17 @@ def test_other_models_are_unchanged(repo, config, shrink):
     assert numbers.keys() == logged.keys() and numbers == pytest.approx(logged)
 
 
+@pytest.mark.parametrize("model", [LITE0], indirect=True)
+@pytest.mark.parametrize("padding", [{"_square_pad": 128}, {"_size_divisibility": 64}])
+def test_other_paddings_of_the_images(model, padding):
+    padded = copy.deepcopy(model)
+    vars(padded.backbone).update(padding)
+    losses, gradients, _ = _step(_async(padded), _images())
+    expected, of_expected, _ = _step(padded, _images())
+    assert losses == expected != _step(model, _images())[0]
+    assert all(torch.equal(gradients[name], g) for name, g in of_expected.items())
+
+
 def test_detections_are_unchanged(model):
     images = batch(1)
     with torch.no_grad():
