@@ -42,7 +42,7 @@ from d2ext.preflight.plan import plan_run
 from d2ext.seeding import seed_torch
 from d2ext.text import plural
 
-NAMES = ("step_r50", "step_lite0", "inference_r50", "inference_lite0")
+NAMES = ("step_lite0", "step_r50", "inference_r50", "inference_lite0")
 ROUNDS = 4
 FLOOR = "convolutions, linear layers"
 # The first row with a part of the operation's name counts.
@@ -64,7 +64,8 @@ def profile(name: str, is_ours: bool, threads: int, options: Sequence[str], weig
     cfg = load_config(str(ROOT / config), options)
     register_datasets(cfg.datasets)
     torch.manual_seed(0)
-    plan = plan_run(cfg, "training", eval_only=name in INFERENCES, weights=weights or None)
+    evaluates = name in INFERENCES
+    plan = plan_run(cfg, "profile", eval_only=evaluates, weights=weights if evaluates else None)
     model = build_model(cfg, plan) if is_ours else instantiate(cfg.model)
     load_weights(model, local_weights(weights or cfg.train.init_checkpoint))
     run = (_step if name in STEPS else _inference)(cfg, model, is_ours)
@@ -148,6 +149,7 @@ def main() -> None:
             weights = _weights(name, folder, options)
             if name in STEPS:
                 options = [*STEPS[name].overrides, *options]
+                options += [f"train.init_checkpoint={weights}"] if weights else []
             rows += _rows(name, args.threads, options, weights)
     keep("profiles", rows)
 
