@@ -43,8 +43,11 @@ def choose_device(
     if requested not in ("cpu", "cuda"):
         raise UserError(f"train.device={requested!r} is not a device; give cuda or cpu")
     processes = 1 if gpu_each else num_gpus  # torchrun and srun have started the others
+    threads, of_one = (threads_per_process(n, "cpu") for n in (processes, 1))
     each = f" for each of {processes} processes" if processes > 1 else ""
-    cpu = f"CPU, {plural(threads_per_process(processes, 'cpu'), 'thread')}{each}"
+    # With as many threads in total, more processes are not much faster.
+    alone = f"; one process would use {of_one}" if threads < of_one else ""
+    cpu = f"CPU, {plural(threads, 'thread')}{each}{alone}"
     if requested == "cpu":
         return "cpu", cpu
     if visible is None and "D2EXT_PLAN_GPUS" in os.environ:  # preflight for other machines
