@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and documentatio
 # Albumentations asks PyPI for updates when it is imported, as any look-up of a `_target_` may do.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 __all__ = [
     "Dataset",
     "Format",
