@@ -163,17 +163,19 @@ SECTIONS = {
     ),
     "step floor": (
         "Floor of a training step",
-        "By `step_floor.py`, without loading. The floor is the time of the convolutions and matrix"
-        " products (forward and backward, counted by torch's FlopCounterMode) at the peak of this"
-        " machine, which is the highest rate of a large matrix product and of a large convolution,"
-        " measured in the same run. *In them* is their time in a profile of the step.",
+        "By `step_floor.py`, without loading. The floor is the time of the convolutions and"
+        " matrix products (forward and backward, counted by torch's FlopCounterMode, without its"
+        " error for depthwise ones) at the peak of this machine, which is the highest rate of a"
+        " large matrix product and of a large convolution, measured in the same run. *In them* is"
+        " their time in a profile of the step.",
     ),
     "profiles": (
         "Steps and inferences by kind of operation",
         "By `profile_step.py`, without loading: the smallest times of torch's profiler for a"
-        " training step and for the evaluation of a photo. *Python* is the rest of *all*."
-        " Convolutions and linear layers are what no layer of d2ext can leave out. The system's"
-        " time is that of clearing new pages of memory.",
+        " training step and for the evaluation of a photo. *Python* is the rest of *all*, with"
+        " numpy, pycocotools and the noise between rounds. Convolutions and linear layers are"
+        " what no layer of d2ext can leave out. The system's time is that of clearing new pages"
+        " of memory.",
     ),
     "evaluation floor": (
         "Floor of an evaluation",
