@@ -3,12 +3,12 @@
     nice python benchmarks/labeling_loop.py [--compare 3] [--options train.max_epochs=66]
     nice python benchmarks/labeling_loop.py --run RUN [--weights FILE]
 
-Of the 61 training photos, 20 are drawn as labeled, and the demo's recipe trains on them.
+Of the 61 training photos, 20 are drawn as labeled, and the recipe `CONFIG` trains on them.
 `d2ext predict` writes outlines for the other 41, which are compared with the true ones: an outline
 with an IoU of 0.9 or more needs no correction. A second table has other score thresholds and
 outlines with more points. `--run` annotates with a model that was trained on these 20 photos. With
-`--compare N`, the recipe is then trained with
-20 more photos, N times with those that `--rank uncertain` puts first and N times with random ones.
+`--compare N`, the recipe is then trained with 20 more photos, N times with those that `--rank
+uncertain` puts first and N times with random ones.
 """
 
 import argparse

