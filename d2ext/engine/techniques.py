@@ -17,6 +17,7 @@ from d2ext._compat import set_size_divisibility
 from d2ext.config.options import Amp, Compile
 from d2ext.environment import environment_defaults
 from d2ext.errors import UserError, config_errors
+from d2ext.modeling.cpu.onednn import subsample_narrow_inputs
 from d2ext.text import did_you_mean, plural, shortened
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,8 @@ def use_channels_last(model: nn.Module) -> None:
     Detectron2's keypoint loss requires a contiguous view of the logits.
     """
     model.to(memory_format=torch.channels_last)
+    if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+        subsample_narrow_inputs(model)
     for module in model.modules():
         if isinstance(module, KRCNNConvDeconvUpsampleHead):
             module.score_lowres.register_forward_hook(_contiguous)

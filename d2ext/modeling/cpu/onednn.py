@@ -1,10 +1,13 @@
-"""Have oneDNN compute layers that torch gives to MKL; results differ by rounding.
+"""Have oneDNN compute layers that torch gives to MKL, and avoid a fault of it.
 
-In a process of one thread, torch computes a 1 x 1 convolution of a few images with a matrix product
-of MKL, which takes 2 to 6 times as long as oneDNN in the channels_last layout. It computes linear
-layers with MKL in any case, which took 1.4 to 1.9 times as long for the first layer of a box head
-on an AMD EPYC.
+Results differ by rounding. In a process of one thread, torch computes a 1 x 1 convolution of a few
+images with a matrix product of MKL, which takes 2 to 6 times as long as oneDNN in the channels_last
+layout. It computes linear layers with MKL in any case, which took 1.4 to 1.9 times as long for the
+first layer of a box head on an AMD EPYC.
 """
+
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from d2ext._compat import set_class
 _DILATION = (2, 2)
 _MIN_INPUT = 20480  # numbers; torch does not give oneDNN smaller ones
 _MIN_FEATURES = 1024  # of both sides; MKL is faster for narrow layers
+_BLOCK = 16  # channels that oneDNN's kernels for AVX-512 process at once
 
 
 def use_onednn(model: nn.Module) -> None:
@@ -29,6 +33,30 @@ def use_onednn(model: nn.Module) -> None:
         elif type(module) is nn.Linear:
             if min(module.in_features, module.out_features) >= _MIN_FEATURES:
                 set_class(module, _Linear)
+
+
+def subsample_narrow_inputs(model: nn.Module) -> None:
+    """Give strided 1 x 1 convolutions of few channels a subsampled input instead, in place.
+
+    In the channels_last layout, oneDNN's gradient of their weights writes past its memory, so that
+    a training hangs, crashes or goes wrong (https://github.com/uxlfoundation/oneDNN/issues/6035;
+    torch 2.14.1 and earlier). Without padding, the result is the same.
+    """
+    for module in model.modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.in_channels // module.groups < _BLOCK
+            and module.kernel_size == (1, 1)
+            and module.stride != (1, 1)
+            and module.padding == (0, 0)
+        ):
+            module.register_forward_pre_hook(partial(_subsampled, module.stride))
+            module.stride = (1, 1)
+
+
+def _subsampled(stride: tuple[int, int], module: nn.Module, inputs: Any) -> tuple:
+    x, *others = inputs
+    return x[..., :: stride[0], :: stride[1]], *others
 
 
 class _Linear(nn.Linear):
