@@ -6,7 +6,7 @@ For each size, coco_file.py draws a file with 10 objects per image in the folder
 (5.2 GB for a million images, beside 4.3 GB of the store). Each number is measured in its own
 process, without the time and memory of imports: the first start, with an empty cache; a later one;
 and the sampler of one rank, from the store to the first batch of the second epoch. The exit status
-is 3 if the largest size exceeds a limit.
+is 3 if the largest size exceeds a limit, or the first start takes more than linear time.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 from coco_file import make_coco
@@ -26,6 +27,7 @@ from common import OVER_LIMIT, keep
 OBJECTS = 10  # per image
 IMAGES = (10_000, 100_000, 1_000_000)
 LIMITS = {"later start, s": 0.5, "sampler, s": 2, "its MB": 100}  # for the largest size
+NOISE = 1.1  # the first start's time is to be linear in the number of images, up to this factor
 
 
 def _start(file: str) -> dict:
@@ -94,7 +96,7 @@ def _row(images: int) -> dict:
 
 
 def main() -> int:
-    """Print and store a row for each size; return 3 if the last one exceeds a limit."""
+    """Print and store a row for each size; return 3 if a limit is exceeded."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -111,6 +113,10 @@ def main() -> int:
         print(rows[-1], flush=True)
     keep("large data", rows)
     broken = [f"{k} {rows[-1][k]} (limit {v})" for k, v in LIMITS.items() if rows[-1][k] > v]
+    for smaller, larger in pairwise(rows):
+        slower, more = (larger[k] / smaller[k] for k in ("first start, s", "images"))
+        if slower > NOISE * more:
+            broken.append(f"the first start takes {slower:.1f} times as long for {more:g} times")
     if broken:
         print(f"{rows[-1]['images']} images: {', '.join(broken)}")
     return OVER_LIMIT if broken else 0

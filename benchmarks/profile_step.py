@@ -7,7 +7,7 @@ training.py; an inference is the model on a photo, and the encoding of its masks
 inference.py. Loading is not included. Each side has its own process. The times are those of the
 operations themselves in torch's profiler, the smallest of some rounds. Only CPU times are of use
 on a busy machine; the system's part is that of clearing new pages of memory. Convolutions and
-linear layers are the floor: the time of a step in which everything else were free. The table goes
+linear layers are the time that a step would take if everything else were free. The table goes
 to tables.json.
 """
 
@@ -30,6 +30,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.events import EventStorage
 from inference import FIGURES as INFERENCES
 from inference import R50, train
+from operations import KINDS, kind_of
 from training import FIGURES as STEPS
 from weights import save_calibrated
 
@@ -38,37 +39,20 @@ from d2ext.config.load import load_config
 from d2ext.data.datasets.register import register_datasets
 from d2ext.engine.builders import build_model, build_optimizer
 from d2ext.evaluation.predictions import detections_of, outputs_of
+from d2ext.limits import usable_cores
 from d2ext.preflight.plan import plan_run
 from d2ext.seeding import seed_torch
 from d2ext.text import plural
 
 NAMES = ("step_lite0", "step_r50", "inference_r50", "inference_lite0")
 ROUNDS = 4
-FLOOR = "convolutions, linear layers"
-# The first row with a part of the operation's name counts.
-KINDS = {
-    FLOOR: ("convolution", "addmm", "::mm", "::bmm"),
-    "RoIAlign": ("roi_align", "embedding_bag"),
-    "NMS, sorting": ("nms", "sort", "topk"),
-    "optimizer": ("Optimizer", "_fused_", "_foreach_"),
-    "copies, indexing": ("copy", "clone", "::cat", "index", "fill_", "zero_", "pad", "nonzero"),
-    "activations, sums, other": ("",),
-}
 
 
 def profile(name: str, is_ours: bool, threads: int, options: Sequence[str], weights: str) -> dict:
     """Return the milliseconds of each kind of operation, and of the whole, on one side."""
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
-    config = STEPS[name].config if name in STEPS else INFERENCES[name]
-    cfg = load_config(str(ROOT / config), options)
-    register_datasets(cfg.datasets)
-    torch.manual_seed(0)
-    evaluates = name in INFERENCES
-    plan = plan_run(cfg, "profile", eval_only=evaluates, weights=weights if evaluates else None)
-    model = build_model(cfg, plan) if is_ours else instantiate(cfg.model)
-    load_weights(model, local_weights(weights or cfg.train.init_checkpoint))
-    run = (_step if name in STEPS else _inference)(cfg, model, is_ours)
+    run = prepared(name, is_ours, options, weights)
     run(), run()
     whole, cpu, system, kinds = [], [], [], []
     for _ in range(ROUNDS):
@@ -82,8 +66,7 @@ def profile(name: str, is_ours: bool, threads: int, options: Sequence[str], weig
             run()
         spent = dict.fromkeys(KINDS, 0.0)
         for event in profiler.key_averages():
-            kind = next(k for k, parts in KINDS.items() if any(p in event.key for p in parts))
-            spent[kind] += event.self_cpu_time_total / 1e6
+            spent[kind_of(event.key)] += event.self_cpu_time_total / 1e6
         kinds.append(spent)
     rows = {kind: 1000 * min(spent[kind] for spent in kinds) for kind in KINDS}
     total = 1000 * min(whole)
@@ -94,6 +77,26 @@ def profile(name: str, is_ours: bool, threads: int, options: Sequence[str], weig
         "CPU time of all threads": 1000 * min(cpu),
         "part of it in the system": 1000 * min(system),
     }
+
+
+def prepared(name: str, is_ours: bool, options: Sequence[str], weights: str) -> Callable:
+    """Return a function that runs a step or an inference on the CPU, always on the same input.
+
+    Args:
+        name: One of `NAMES`.
+        is_ours: Whether the layers, optimizer and masks are d2ext's, or Detectron2's.
+        options: Overrides of the recipe.
+        weights: File with weights; "" for the initial ones of the recipe.
+    """
+    config = STEPS[name].config if name in STEPS else INFERENCES[name]
+    cfg = load_config(str(ROOT / config), [*options, "train.device=cpu"])
+    register_datasets(cfg.datasets)
+    torch.manual_seed(0)
+    evaluates = name in INFERENCES
+    plan = plan_run(cfg, "profile", eval_only=evaluates, weights=weights if evaluates else None)
+    model = build_model(cfg, plan) if is_ours else instantiate(cfg.model)
+    load_weights(model, local_weights(weights or cfg.train.init_checkpoint))
+    return (_step if name in STEPS else _inference)(cfg, model, is_ours)
 
 
 def _step(cfg: Any, model: torch.nn.Module, is_ours: bool) -> Callable[[], object]:
@@ -139,19 +142,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, nargs="+", default=[usable_cores()])
     parser.add_argument("--options", nargs="*", default=[])
     args = parser.parse_args()
     rows = []
     for name in NAMES:
         with tempfile.TemporaryDirectory() as folder:
-            options = [f"data.root={ORIGINALS}", *args.options, f"train.output_dir={folder}"]
-            weights = _weights(name, folder, options)
-            if name in STEPS:
-                options = [*STEPS[name].overrides, *options]
-                options += [f"train.init_checkpoint={weights}"] if weights else []
-            rows += _rows(name, args.threads, options, weights)
+            rows += _rows(name, args.threads, *inputs(name, folder, args.options))
     keep("profiles", rows)
+
+
+def inputs(name: str, folder: str, options: Sequence[str]) -> tuple[list[str], str]:
+    """Return overrides of the recipe, and the weights, for `prepared`.
+
+    Args:
+        name: One of `NAMES`.
+        folder: Folder for the weights.
+        options: Overrides of the user.
+    """
+    options = [f"data.root={ORIGINALS}", *options, f"train.output_dir={folder}"]
+    weights = _weights(name, folder, options)
+    if name in STEPS:
+        options = [*STEPS[name].overrides, *options]
+        options += [f"train.init_checkpoint={weights}"] if weights else []
+    return options, weights
 
 
 def _weights(name: str, folder: str, options: Sequence[str]) -> str:

@@ -170,7 +170,7 @@ V100; no GPU was measured here. An epoch is {IMAGES} images.
 
 - **Mapper**: {mapper["ours"]:.0f} images/s on one core with all pixels decoded
   ({mapper["machine"]}). Detectron2's mapper processes {mapper["theirs"]:.0f} images/s, so it needs
-  {mapper["ratio"]:.1f} times the cores.
+  {mapper["ours"] / mapper["theirs"]:.1f} times the cores.
 - **All-reduce**: 2 (n - 1) / n times {gradients / 1e6:.0f} MB of gradients. DDP sends them during
   the backward pass, which takes about {1000 * STEP * 0.6:.0f} ms; an all-reduce that takes less is
   almost free.

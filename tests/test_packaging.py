@@ -26,6 +26,7 @@ OWN = {
     "memory_marks",
     *("gpu_check", "gpu_commands", "gpu_model", "gpu_outcome", "gpu_speed"),
     "inference",
+    *("operations", "profile_step"),
     "training",
     "weights",
     "d2ext",
