@@ -20,7 +20,7 @@ help:
 	@echo "make test-gpu  run the tests that need a GPU, on one"
 	@echo "make test-more run test-slow, test-slurm and test-browser"
 	@echo "make chaos     kill, stop and damage runs (CHAOS='--seed 3')"
-	@echo "make nightly   run all tests and chaos, with new random examples each time"
+	@echo "make nightly   run the demo, all tests and chaos, with new random examples each time"
 	@echo "make bench     run all benchmarks, for benchmarks/RESULTS.md (ARGS='--only mapper')"
 	@echo "make lint      check style, types and spelling"
 	@echo "make wheel     build dist/d2ext-*.whl, with the recipes"
@@ -58,7 +58,7 @@ test-more: test-slow test-slurm test-browser
 # Only here, Hypothesis draws new examples; elsewhere it repeats them.
 nightly: export HYPOTHESIS_PROFILE ?= random
 nightly: FEWER =
-nightly: test test-more chaos
+nightly: demo test test-more chaos
 
 bench: env
 	$(PYTHON_ENV) -W ignore benchmarks/run_all.py $(ARGS)

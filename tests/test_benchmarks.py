@@ -316,7 +316,7 @@ def test_runs_that_shared_the_machine_are_compared_by_cpu_time(tmp_path):
     ("threads", "flags", "words"),
     [
         (1, [], "with --threads 1"),
-        (2, ["--threads", 1], "with --threads 2"),
+        pytest.param(2, ["--threads", 1], "with --threads 2", marks=pytest.mark.nightly),
         (None, ["--threads", 1], "with no --threads"),
     ],
 )
@@ -364,6 +364,7 @@ def test_recipes_have_names(monkeypatch):
     ]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_recipe_is_trained_and_measured_once(sets, tmp_path):
     short = ["train.max_epochs=None", "train.max_iter=2", "train.eval_period=1"]

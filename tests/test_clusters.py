@@ -238,6 +238,7 @@ def test_the_containers_command_survives_an_eviction(start_pods, shared):
     assert (run / "model_final.pth").is_file()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_torchrun_in_the_pods(start_pods, shared):
     data = _container(MANIFEST, "Master")["command"][-4:]

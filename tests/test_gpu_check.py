@@ -54,8 +54,10 @@ def _results(folder):
 @pytest.mark.parametrize(
     ("flags", "sections", "not_run"),
     [
-        (["--cpu", "--tiny"], "install runs", NEEDS_GPU),
-        (["--cpu", "--tiny"], "train export feed inference", set()),
+        pytest.param(["--cpu", "--tiny"], "install runs", NEEDS_GPU, marks=pytest.mark.nightly),
+        pytest.param(
+            ["--cpu", "--tiny"], "train export feed inference", set(), marks=pytest.mark.nightly
+        ),
         (
             ["--cpu", "--tiny"],
             "equal overflow layout ddp step phases compile",

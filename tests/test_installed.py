@@ -129,6 +129,7 @@ def test_torchrun(installed, data):
     assert info["command"].startswith(start)
 
 
+@pytest.mark.nightly
 def test_a_job_without_slurm(d2ext, data, tmp_path, monkeypatch):
     """Its processes import the wheel and the user's modules, and no path is set for that."""
     monkeypatch.setenv("D2EXT_CACHE", str(tmp_path / "cache"))
@@ -154,6 +155,7 @@ d2ext.trian(cfg)
 """
 
 
+@pytest.mark.nightly
 def test_type_checkers_see_the_types(installed, tmp_path):
     """Mypy knows the types of the public names, and reports only the two mistakes."""
     (tmp_path / "mine.py").write_text(TYPED)

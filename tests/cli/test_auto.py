@@ -79,6 +79,7 @@ def test_rules_that_do_not_apply_are_one_line(d2ext_command, folder):
     assert lines[-1] == words and any(line.startswith("anchors ") for line in lines[:-1]) is False
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_run_keeps_its_values(d2ext_command, folder):
     """Resume, evaluation, prediction and pages agree, even if the annotations changed."""

@@ -268,6 +268,7 @@ def _stock(photos, *args):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_processes_evaluate_like_one(train, train_on_two, tmp_path):
     """Evaluators of Detectron2 gather the predictions of both."""

@@ -58,7 +58,7 @@ def _wait_until(condition, process, what):
     pytest.fail(f"{what} did not appear")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.nightly), 2])
 def test_a_run_whose_loader_hangs_can_be_stopped_and_is_saved(tiny, tmp_path, workers):
     process = _start(tiny, tmp_path, 4, f"dataloader.train.num_workers={workers}")
     _wait_for(tmp_path / "hangs", process)

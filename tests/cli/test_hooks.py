@@ -150,7 +150,9 @@ def _equal(a, b):
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("reason", ["SIGTERM", "early stopping"])
+@pytest.mark.parametrize(
+    "reason", [pytest.param("SIGTERM", marks=pytest.mark.nightly), "early stopping"]
+)
 def test_weights_swapped_in_after_train_stay_out_of_the_checkpoint(
     train_net, tiny, tmp_path, noise, reason
 ):

@@ -86,6 +86,7 @@ def test_the_plan_refuses_keypoints_that_the_model_cannot_learn(own, train_net):
     assert "keypoint_head needs keypoints, but dataset 'custom_train' has none" in done.stderr
 
 
+@pytest.mark.nightly
 def test_two_processes_train_keypoints_as_one_does(own, train_net):
     losses = []
     for processes in ("1", "2"):

@@ -53,8 +53,11 @@ def _check(done, *words):
     "setup",
     [
         "mount -t tmpfs -o size=64k tmpfs /dev/shm",
-        "mount -t tmpfs -o size=4k tmpfs /dev/shm && head -c 4096 /dev/zero > /dev/shm/full",
-        "mount -t tmpfs -o ro tmpfs /dev/shm",
+        pytest.param(
+            "mount -t tmpfs -o size=4k tmpfs /dev/shm && head -c 4096 /dev/zero > /dev/shm/full",
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param("mount -t tmpfs -o ro tmpfs /dev/shm", marks=pytest.mark.nightly),
     ],
 )
 def test_little_shared_memory_is_reported(tiny, tmp_path, setup):
@@ -81,7 +84,9 @@ def test_little_shared_memory_for_the_evaluation_is_reported(tiny, tmp_path):
     assert "2 workers may need" in warning and "lower dataloader.val.num_workers" in warning
 
 
-@pytest.mark.parametrize("files", [24, 64, 100])
+@pytest.mark.parametrize(
+    "files", [*(pytest.param(n, marks=pytest.mark.nightly) for n in (24, 64)), 100]
+)
 def test_a_low_limit_of_open_files_is_reported(tiny, tmp_path, files):
     """Depending on the limit, the workers fail to start, or a worker or the trainer fails."""
     options = ["dataloader.train.num_workers=4", "dataloader.train.total_batch_size=16"]

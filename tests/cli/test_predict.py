@@ -114,12 +114,14 @@ def test_frames_of_a_video_do_not_overwrite_photos_in_a_folder_of_its_name(
     predict, photos, tmp_path
 ):
     inputs = tmp_path / "both"
-    (inputs / "a").mkdir(parents=True)
+    for folder in ("a", "b"):
+        (inputs / folder).mkdir(parents=True)
     shutil.copy(photos / "a.jpg", inputs / "a" / "1.jpg")
-    film(inputs / "a.mp4", photos / "a.jpg", 2)
+    for name in ("a.mp4", "b.mp4", "b/clip.mp4"):
+        film(inputs / name, photos / "a.jpg", 1)
     assert predict(inputs).status == 0
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
-    assert [i["output_name"] for i in images] == ["a/1", "a_2/0", "a_2/1"]
+    assert sorted(i["output_name"] for i in images) == ["a/1", "a_2/0", "b/0", "b/clip/0"]
 
 
 def test_damaged_videos_are_reported(predict, photos, tmp_path):

@@ -347,6 +347,7 @@ def test_torchrun_starts_a_training_on_two_machines(start, small, tmp_path):
     assert (tmp_path / "model_final.pth").is_file()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_no_rank_survives_a_killed_torchrun(start, small, tmp_path):
     prefix = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -358,6 +359,7 @@ def test_no_rank_survives_a_killed_torchrun(start, small, tmp_path):
     _end(process)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_machine_reports_a_killed_rank(start, small, tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
@@ -406,7 +408,7 @@ def test_a_killed_rank_ends_the_run(start, small, tmp_path):
     ("program", "moment"),
     [
         pytest.param(TOOL[:1], "imports", id="tool-imports", marks=pytest.mark.nightly),
-        pytest.param(TOOL[:1], "training", id="tool-training"),
+        pytest.param(TOOL[:1], "training", id="tool-training", marks=pytest.mark.nightly),
         pytest.param(["-m", "d2ext", "train"], "imports", id="module", marks=pytest.mark.nightly),
         pytest.param(["bin/d2ext", "train"], "imports", id="command"),
     ],
@@ -576,6 +578,7 @@ def test_a_script_trains_in_two_processes(start, small, script, tmp_path):
     assert info["reproduce"].startswith("torchrun --standalone --nproc-per-node=2 -m d2ext train ")
 
 
+@pytest.mark.nightly
 def test_a_user_error_in_a_script_ends_all_ranks(start, small, script, tmp_path):
     tool = [REPO / LITE0, tmp_path / "run", *small, "train.init_checkpoint=absent.pth"]
     process = start(prefix=script[2], tool=map(str, tool), env={"PYTHONPATH": str(REPO)})
@@ -658,7 +661,9 @@ def odd(start, trained, tiny_root, tmp_path):
     ("code", "status", "words"),
     [
         ("os.kill(os.getpid(), 9)", 1, "was killed by SIGKILL (out of memory?)"),
-        ("raise ValueError('odd photo')", 2, "ValueError: odd photo"),
+        pytest.param(
+            "raise ValueError('odd photo')", 2, "ValueError: odd photo", marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_a_process_that_fails_ends_the_prediction(odd, tmp_path, code, status, words):

@@ -122,6 +122,7 @@ def test_a_run_in_tiles(train_net, d2ext_command, mosaics, tmp_path):
         assert "tile at " in page
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_tta_in_tiles(train_net, mosaics, tmp_path):
     short = [*mosaics, *QUICK, *TILES, "train.max_iter=1"]

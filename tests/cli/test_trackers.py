@@ -221,6 +221,7 @@ def test_two_processes_send_each_step_once(desk):
     assert len(list((desk.folder / "run").glob("events.out*"))) == 1
 
 
+@pytest.mark.nightly
 def test_a_server_that_is_gone_changes_nothing_and_a_resume_sends_all(desk, both):
     gone = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     done = desk.train("train.writers=[mlflow]", "--no-validate", **gone)
@@ -236,6 +237,7 @@ def test_a_server_that_is_gone_changes_nothing_and_a_resume_sends_all(desk, both
     assert sorted(desk.steps(run)) == [0, 1, 2, 3] and run.info.status == "FINISHED"
 
 
+@pytest.mark.nightly
 def test_a_run_that_fails_has_failed(desk):
     done = desk.train("train.writers=[mlflow]", "--no-validate", FAIL)
     assert done.returncode == 1, done.stderr
@@ -255,6 +257,7 @@ def test_a_record_that_cannot_be_written_stops_nothing_and_wandb_is_ended(desk):
     assert [r.exit.exit_code for r in records if r.HasField("exit")] == [75]
 
 
+@pytest.mark.nightly
 def test_wandb_without_a_key(desk):
     done = desk.train(
         "train.writers=[wandb]", "--no-validate", WANDB_MODE="online", HOME=str(desk.folder)

@@ -99,7 +99,7 @@ def test_missing_data_is_named_with_the_fix(check_error, tmp_path):
         ("model.roi_heads.num_classes=80", ["model.roi_heads.num_classes=80", "1 class "]),
         ("datasets.balloon_val.classes=[kite]", ["balloon_train", "kite", "balloon"]),
         ("train.init_checkpoint=/no/such.pth", ["/no/such.pth", "train.init_checkpoint="]),
-        ("train.init_checkpoint=package://no_such/x.pth", ["no-such", "not installed"]),
+        ("train.init_checkpoint=package://no_such/x.pth", ["no-such", "not installed; install it"]),
         ("train.init_checkpoint=http://127.0.0.1:9/x.pth", ["127.0.0.1:9", "local file"]),
     ],
 )
@@ -186,7 +186,7 @@ def test_an_output_directory_below_a_file_is_refused(train_net, tiny, tmp_path):
     assert "file is not a directory" in done.stderr
 
 
-@pytest.mark.parametrize("limit", [2**10, 2**20])
+@pytest.mark.parametrize("limit", [pytest.param(2**10, marks=pytest.mark.nightly), 2**20])
 def test_a_full_disk_is_an_error_without_leftovers(repo, tiny, tmp_path, limit):
     """A file size limit makes the same system call fail as a full disk.
 
@@ -223,7 +223,7 @@ def test_a_failed_command_leaves_the_run_as_it_was(train_net, tiny, tmp_path):
         (
             "--resume",
             "model.roi_heads.box_head.conv_dims=[16]",
-            f"train_net.py {shlex.quote(str(work))} --resume` uses the config that its run has",
+            f"{shlex.quote(str(work))} --resume` uses the config that its run has",
         ),
         ("--overwrite", "+optimizer.foo=1", "optimizer cannot be built"),
         ("--overwrite", "train.init_checkpoint=/no/file.pth", "/no/file.pth"),

@@ -60,6 +60,7 @@ def exports(folder):
     return json.loads((folder / "export.json").read_text())["exports"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_later_export_replaces_the_earlier_one(
     run, once, d2ext_command, monkeypatch, style, tmp_path

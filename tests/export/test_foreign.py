@@ -73,6 +73,7 @@ def test_input_and_validation_set_are_those_of_the_config(foreign):
     assert set(proof.results) == {f"tiny_val/coco/{task}/AP" for task in ("bbox", "segm")}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("foreign", ["mask_rcnn.yaml"], indirect=True)
 def test_it_is_exported(foreign, tmp_path):

@@ -251,7 +251,7 @@ def test_many_objects_and_none_shown(exported, clean_python, real_balloon, tmp_p
 
 
 @slow
-@pytest.mark.parametrize("name", ["mask", "retinanet"])
+@pytest.mark.parametrize("name", ["mask", pytest.param("retinanet", marks=pytest.mark.nightly)])
 def test_no_object_in_the_graph(name, clean_python, d2ext_command, tmp_path):
     """Outputs are empty in onnxruntime, as in torch."""
     detector = build_detector(prepared(built(name))).eval()

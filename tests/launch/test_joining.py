@@ -112,7 +112,7 @@ def test_a_peer_that_dies_before_the_first_collective_is_one_line(tmp_path):
     assert failure.kind == "communication"  # so that a Slurm job is requeued
 
 
-@pytest.mark.parametrize("gpus", ["A,B", "A,A"])
+@pytest.mark.parametrize("gpus", [pytest.param("A,B", marks=pytest.mark.nightly), "A,A"])
 def test_each_rank_needs_a_gpu_of_its_own(tmp_path, monkeypatch, gpus):
     monkeypatch.setenv("GPUS", gpus)
     for lines, status in _ranks(tmp_path, GPU + JOIN, "cuda"):

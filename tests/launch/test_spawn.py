@@ -34,7 +34,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("given", [None, "2"])
+@pytest.mark.parametrize("given", [None, pytest.param("2", marks=pytest.mark.nightly)])
 def test_ranks_share_the_cores_and_do_not_finalize_python(tmp_path, given):
     """A Gloo thread that frees a tensor while Python is being finalized aborts the process."""
     (tmp_path / "ranks.py").write_text(RANKS)

@@ -99,6 +99,7 @@ def test_activation_checkpointing_changes_no_bit(whole, small, tmp_path):
     assert _losses(tmp_path / "run") == _losses(whole)
 
 
+@pytest.mark.nightly
 def test_two_processes_equal_one_except_for_running_statistics(whole, small, tmp_path):
     """Each rank has the running statistics of its own images, and rank 0's are saved."""
     two = tmp_path / "two"

@@ -131,6 +131,7 @@ def test_a_method_learns_is_killed_and_resumes_exactly(run, start, tmp_path, met
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_are_killed_resume_and_equal_one(run, start, tmp_path, method):

@@ -19,7 +19,7 @@ def test_the_device_depends_on_the_visible_gpus(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     assert choose_device("cpu", 2)[1] == (
-        "CPU, 3 threads for each of 2 processes; one process would use 6"
+        "CPU, 3 threads for each of 2 processes; one process would use 6 on the same cores"
     )
     assert choose_device("cpu", 2, gpu_each=True)[1] == "CPU, 6 threads"  # of srun's task
     assert threads_per_process(3, "cuda") == 1  # the loader workers get as many

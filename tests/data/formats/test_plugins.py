@@ -87,6 +87,7 @@ def test_other_commands_name_an_installed_format(package: Path) -> None:
     assert re.search(words, done.stderr), done.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_processes_train_on_an_installed_format(package: Path, tmp_path: Path) -> None:
     done = tool(
