@@ -11,7 +11,7 @@ import torch
 def seed_torch(seed: int) -> None:
     """Seed torch's global generators as `torch.manual_seed` does, which is slow without a GPU.
 
-    It then formats a stack trace, for the case that a GPU will be used later.
+    Without one, `torch.manual_seed` formats a stack trace in case a GPU is used later.
     """
     if torch.cuda.is_initialized():
         torch.manual_seed(seed)

@@ -65,7 +65,7 @@ def convert_to_coco(
         raise UserError(f"{source} lists no images; nothing was written")
     counts = write_coco(records, names, output, images)
     listed = shortened(names, 10)
-    found = ", ".join(plural(counts[f"{noun}s"], noun) for noun in ("image", "object"))
+    found = f"{plural(counts['images'], 'image')}, {plural(counts['objects'], 'object')}"
     return f"{output}: {found}, classes: {listed}"
 
 

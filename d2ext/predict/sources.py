@@ -106,7 +106,8 @@ def _distinct(items: Iterable[Item]) -> list[Item]:
             n += 1
             name = f"{item.name}_{n}"
         made[name] = replace(item, name=name)
-        folders.update(map(str, Path(name).parents))
+        if not is_video(item):
+            folders.update(map(str, Path(name).parents))
     return list(made.values())
 
 

