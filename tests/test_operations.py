@@ -1,4 +1,4 @@
-"""What the benchmarks count as the floor of a training step."""
+"""The benchmarks count operations of both passes, and sort those of a profile by kind."""
 
 import pytest
 import torch
