@@ -39,9 +39,9 @@ def peak() -> float:
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    start = time.perfcounter()
+    start = time.perf_counter()
     function()
-    return time.perfcounter() - start
+    return time.perf_counter() - start
 
 
 def main() -> None:
