@@ -192,10 +192,11 @@ SECTIONS = {
     "large data": (
         "Data of 10,000 to 1,000,000 images",
         "Drawn COCO files with 10 objects per image, by `large_data.py`. The first start parses and"
-        " stores the file; later starts open the store. *Sampler* is the time to the first batch of"
-        " the second epoch, and *its MB* the peak of its arrays. Targets at 1,000,000 images: later"
-        " starts below 0.5 s, the sampler below 2 s, and below 100 MB. The first start is to take"
-        " at most linear time, up to a tenth for noise.",
+        " stores the file; *user* and *system* are the CPU times of its own code and of the kernel."
+        " Later starts open the store. *Sampler* is the time to the first batch of the second"
+        " epoch, and *its MB* the peak of its arrays. Targets at 1,000,000 images: later starts"
+        " below 0.5 s, the sampler below 2 s, and below 100 MB. The first start is to take at most"
+        " linear time, up to a tenth for noise.",
     ),
     "seconds": (
         "Time of intervals",
