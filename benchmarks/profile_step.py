@@ -79,7 +79,9 @@ def profile(name: str, is_ours: bool, threads: int, options: Sequence[str], weig
     }
 
 
-def prepared(name: str, is_ours: bool, options: Sequence[str], weights: str) -> Callable:
+def prepared(
+    name: str, is_ours: bool, options: Sequence[str], weights: str
+) -> Callable[[], object]:
     """Return a function that runs a step or an inference on the CPU, always on the same input.
 
     Args:

@@ -1,4 +1,4 @@
-"""Have oneDNN compute layers that torch gives to MKL, and avoid a fault of it.
+"""Have oneDNN compute layers that torch gives to MKL, and avoid one of its faults.
 
 Results differ by rounding. In a process of one thread, torch computes a 1 x 1 convolution of a few
 images with a matrix product of MKL, which takes 2 to 6 times as long as oneDNN in the channels_last
@@ -40,7 +40,7 @@ def subsample_narrow_inputs(model: nn.Module) -> None:
 
     In the channels_last layout, oneDNN's gradient of their weights writes past its memory, so that
     a training hangs, crashes or goes wrong (https://github.com/uxlfoundation/oneDNN/issues/6035;
-    torch 2.14.1 and earlier). Without padding, the result is the same.
+    seen with torch 2.14.1). Without padding, the result is the same.
     """
     for module in model.modules():
         if (
@@ -48,7 +48,7 @@ def subsample_narrow_inputs(model: nn.Module) -> None:
             and module.in_channels // module.groups < _BLOCK
             and module.kernel_size == (1, 1)
             and module.stride != (1, 1)
-            and module.padding == (0, 0)
+            and module.padding in ((0, 0), "valid")
         ):
             module.register_forward_pre_hook(partial(_subsampled, module.stride))
             module.stride = (1, 1)

@@ -40,16 +40,18 @@ def test_narrow_strided_convolutions_train_with_channels_last(threads):
     "layer",
     [
         nn.Conv2d(4, 6, 1, stride=2),
+        nn.Conv2d(4, 6, 1, stride=2, padding="valid"),
         nn.Conv2d(4, 6, 1, stride=(1, 3), groups=2),
         Conv2d(4, 6, 1, stride=2, bias=False, norm=FrozenBatchNorm2d(6)),
         Conv2dSame(4, 6, 1, stride=2),
     ],
-    ids=["plain", "groups", "frozen norm", "same"],
+    ids=["plain", "valid", "groups", "frozen norm", "same"],
 )
 def test_their_outputs_and_gradients_are_those_of_the_stride(layer, size):
     layer, narrow = copy.deepcopy(layer), copy.deepcopy(layer)
     fold_norms(narrow)
     use_channels_last(narrow)
+    assert narrow.stride == (1, 1)
     x = torch.rand(2, 4, *size)
     images = [x.clone().requires_grad_() for _ in range(2)]
     outputs = [module(image) for module, image in zip((layer, narrow), images, strict=True)]
